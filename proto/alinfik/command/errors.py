@@ -1,0 +1,9 @@
+"""The one exception that ends a command with a message instead of a traceback."""
+
+
+class CommandError(Exception):
+    """Bad usage or bad input: the command prints the message on one line and exits with 2.
+
+    The message says what is wrong, where, and how to mend it. Exceptions of the packages that mean
+    the same (a bundle that does not verify, a data file that does not parse) derive from it.
+    """

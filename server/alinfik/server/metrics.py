@@ -1,0 +1,142 @@
+"""Every metric of the server, in one place.
+
+Names carry their base unit; labels are bounded by the configuration (targets, partitions) or by an
+enumeration, never by what a caller sends.
+"""
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, Summary
+
+# From a bag proxy's batch on a warm cache to a request that waited out a long queue.
+_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+_SAMPLES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
+_TOKENS = (64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768)
+_PERCENT = tuple(range(10, 101, 10))
+
+
+class Metrics:
+    """The server's metrics, registered with one registry.
+
+    Args:
+        registry: where ``/metrics`` reads; a fresh one for each server, so that tests do not share.
+    """
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.registry = registry
+
+        # gRPC
+        self.requests = Counter(
+            "alinfik_requests", "gRPC calls ended.", ["method", "code"], registry=registry
+        )
+        self.request_seconds = Histogram(
+            "alinfik_request_seconds",
+            "Time from a gRPC call's start to its end; for a stream, one request's.",
+            ["method"],
+            buckets=_SECONDS,
+            registry=registry,
+        )
+
+        # Engine
+        self.samples = Counter(
+            "alinfik_samples",
+            "Samples by front door (grpc, kafka) and outcome (valued, rejected, failed).",
+            ["source", "outcome"],
+            registry=registry,
+        )
+        self.queue_samples = Gauge(
+            "alinfik_queue_samples", "Samples admitted and not yet in a batch.", registry=registry
+        )
+        self.queue_tokens = Gauge(
+            "alinfik_queue_tokens", "Tokens of the samples in the queue.", registry=registry
+        )
+        self.queue_wait_seconds = Histogram(
+            "alinfik_queue_wait_seconds",
+            "Time a sample waited for its batch.",
+            ["priority"],
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self.tokenise_seconds = Histogram(
+            "alinfik_tokenise_seconds",
+            "Time to tokenise one request's samples.",
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self.inference_seconds = Histogram(
+            "alinfik_inference_seconds",
+            "Time of one batch in ONNX Runtime.",
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self.batch_samples = Histogram(
+            "alinfik_batch_samples", "Samples a batch.", buckets=_SAMPLES, registry=registry
+        )
+        self.batch_tokens = Histogram(
+            "alinfik_batch_tokens",
+            "Tokens a batch, padding included.",
+            buckets=_TOKENS,
+            registry=registry,
+        )
+        self.padding_tokens = Counter(
+            "alinfik_padding_tokens", "Tokens of batches that were padding.", registry=registry
+        )
+
+        # Values
+        self.value = Summary(
+            "alinfik_value",
+            "Values given, in the bundle's unit: count and sum.",
+            ["target"],
+            registry=registry,
+        )
+        self.value_percentile = Histogram(
+            "alinfik_value_percentile",
+            "Values given, as percentiles of the labelled pool: flat where the stream is like it.",
+            ["target"],
+            buckets=_PERCENT,
+            registry=registry,
+        )
+        self.out_of_distribution = Counter(
+            "alinfik_out_of_distribution_samples",
+            "Samples past the bundle's out-of-distribution threshold.",
+            registry=registry,
+        )
+        self.truncated = Counter(
+            "alinfik_truncated_samples",
+            "Samples longer than the bundle's token limit.",
+            registry=registry,
+        )
+        self.bundle = Info("alinfik_bundle", "The active bundle.", registry=registry)
+
+        # Kafka
+        self.kafka_connected = Gauge(
+            "alinfik_kafka_connected", "1 while the broker answers.", registry=registry
+        )
+        self.kafka_lag = Gauge(
+            "alinfik_kafka_lag_records",
+            "Records between the committed offset and the end of the partition.",
+            ["topic", "partition"],
+            registry=registry,
+        )
+        self.kafka_transactions = Counter(
+            "alinfik_kafka_transactions",
+            "Transactions by outcome (committed, aborted).",
+            ["outcome"],
+            registry=registry,
+        )
+        self.kafka_commit_seconds = Histogram(
+            "alinfik_kafka_commit_seconds",
+            "Time to commit one batch.",
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self.kafka_delay_seconds = Histogram(
+            "alinfik_kafka_delay_seconds",
+            "Time from a record's timestamp to the commit of its valuation.",
+            buckets=(*_SECONDS, 60.0, 300.0, 900.0, 3600.0),
+            registry=registry,
+        )
+        self.dead_letters = Counter(
+            "alinfik_dead_letters",
+            "Records sent to the dead-letter topic, by reason.",
+            ["reason"],
+            registry=registry,
+        )
