@@ -1,0 +1,64 @@
+"""The messages of ALinFiK's public contract, version 1.
+
+The gRPC stubs are in ``valuation_service_pb2_grpc``, so that reading a bundle manifest needs no
+grpc.
+"""
+
+from alinfik.v1.bundle_pb2 import (
+    LOSS_REDUCTION_MEAN,
+    LOSS_REDUCTION_SUM,
+    NORMALISATION_NONE,
+    BundleManifest,
+    Encoding,
+    FileDigest,
+    LabelSettings,
+    LanguageModel,
+    LossReduction,
+    Metrics,
+    Normalisation,
+    OutOfDistribution,
+    Proxy,
+    Target,
+    TargetMetrics,
+)
+from alinfik.v1.sample_pb2 import Sample
+from alinfik.v1.valuation_pb2 import TargetValue, Valuation
+from alinfik.v1.valuation_service_pb2 import (
+    BundleSummary,
+    GetBundleRequest,
+    GetBundleResponse,
+    ListBundlesRequest,
+    ListBundlesResponse,
+    ScoreRequest,
+    ScoreResponse,
+    ScoreResult,
+)
+
+__all__ = [
+    "LOSS_REDUCTION_MEAN",
+    "LOSS_REDUCTION_SUM",
+    "NORMALISATION_NONE",
+    "BundleManifest",
+    "BundleSummary",
+    "Encoding",
+    "FileDigest",
+    "GetBundleRequest",
+    "GetBundleResponse",
+    "LabelSettings",
+    "LanguageModel",
+    "ListBundlesRequest",
+    "ListBundlesResponse",
+    "LossReduction",
+    "Metrics",
+    "Normalisation",
+    "OutOfDistribution",
+    "Proxy",
+    "Sample",
+    "ScoreRequest",
+    "ScoreResponse",
+    "ScoreResult",
+    "Target",
+    "TargetMetrics",
+    "TargetValue",
+    "Valuation",
+]
