@@ -97,7 +97,9 @@ class BundleManifest(_message.Message):
     OUT_OF_DISTRIBUTION_FIELD_NUMBER: _builtins.int
     METRICS_FIELD_NUMBER: _builtins.int
     bundle_id: _builtins.str
-    """SHA-256, in hex, over the sorted `name:sha256` lines of `files`."""
+    """SHA-256, in lower-case hex, over one line `name:sha256` for each of `files`, in UTF-8, sorted by
+    name, each ended by a line feed.
+    """
     format_version: _builtins.int
     """Layout of the bundle directory; a reader refuses a number that it does not know. Now 1."""
     @_builtins.property

@@ -1,0 +1,163 @@
+"""Loads a bundle's manifest and proves that the files beside it are the ones it was written with.
+
+Comes in: a directory. Goes out: the manifest and the paths of the model and the tokenizer. Knows
+nothing of ONNX or tokenizers: what is in the files is for others to read.
+"""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+from alinfik.command import CommandError
+from alinfik.v1 import BundleManifest
+from google.protobuf import json_format
+
+FORMAT_VERSION = 1
+MANIFEST = "manifest.json"
+MODEL = "model.onnx"
+TOKENIZER = "tokenizer.json"
+QUANTILES = 101
+
+_WRITE_AGAIN = "copy it again from where it was written, or write it again with `alinfik-distill`"
+
+
+class BundleError(CommandError):
+    """A directory is no bundle, or not the bundle that its manifest says it is."""
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A verified bundle."""
+
+    path: Path
+    manifest: BundleManifest
+
+    @property
+    def id(self) -> str:
+        """``BundleManifest.bundle_id``: 64 hex digits."""
+        return self.manifest.bundle_id
+
+    @property
+    def targets(self) -> list[str]:
+        """Names of the targets, in the order of the model's columns."""
+        return [target.name for target in self.manifest.targets]
+
+    @property
+    def model(self) -> Path:
+        """The ONNX model."""
+        return self.path / MODEL
+
+    @property
+    def tokenizer(self) -> Path:
+        """The tokenizer that both sides run."""
+        return self.path / TOKENIZER
+
+
+def load_bundle(path: Path) -> Bundle:
+    """Read and verify the bundle in directory ``path``: every byte of every file is hashed.
+
+    Raises:
+        BundleError: it is no bundle, its format is unknown, a file is missing, changed or unlisted,
+            or the manifest contradicts itself.
+    """
+    manifest = _read_manifest(path)
+    _check_files(path, manifest)
+    _check_id(path, manifest)
+    for fault in _contradictions(manifest):
+        raise BundleError(f"{path / MANIFEST}: {fault}; {_WRITE_AGAIN}")
+    return Bundle(path, manifest)
+
+
+def bundle_id(manifest: BundleManifest) -> str:
+    """The id that the manifest's ``files`` give, by the rule in bundle.proto."""
+    lines = "".join(f"{name}:{manifest.files[name].sha256}\n" for name in sorted(manifest.files))
+    return hashlib.sha256(lines.encode()).hexdigest()
+
+
+def _read_manifest(path: Path) -> BundleManifest:
+    if not path.exists():
+        raise BundleError(f"{path}: no such directory")
+    if not path.is_dir():
+        raise BundleError(f"{path} is not a bundle: a bundle is a directory, and this is a file")
+    file = path / MANIFEST
+    if not file.is_file():
+        raise BundleError(
+            f"{path} is not a bundle: it has no {MANIFEST}; "
+            "name the directory that `alinfik-distill train --out` wrote"
+        )
+    # Unknown fields are let through, so that an unknown format is reported as just that.
+    manifest = BundleManifest()
+    try:
+        json_format.Parse(file.read_text(encoding="utf-8"), manifest, ignore_unknown_fields=True)
+    except (json_format.ParseError, UnicodeDecodeError) as error:
+        raise BundleError(f"{file} is not a bundle manifest: {error}; {_WRITE_AGAIN}") from error
+    if manifest.format_version != FORMAT_VERSION:
+        raise BundleError(
+            f"{file} has format version {manifest.format_version}, and this server knows "
+            f"{FORMAT_VERSION}; use the server of the same release as the `alinfik-distill` "
+            "that wrote it"
+        )
+    return manifest
+
+
+def _check_files(path: Path, manifest: BundleManifest) -> None:
+    for name in (MODEL, TOKENIZER):
+        if name not in manifest.files:
+            raise BundleError(f"{path / MANIFEST} lists no {name}; {_WRITE_AGAIN}")
+    for name in sorted(manifest.files):
+        if Path(name).name != name:
+            raise BundleError(f"{path / MANIFEST} lists {name!r}, which is not a plain file name")
+        _check_file(path / name, manifest.files[name].sha256, manifest.files[name].size_bytes)
+    for entry in sorted(path.iterdir()):
+        if entry.name not in manifest.files and entry.name != MANIFEST:
+            raise BundleError(
+                f"{entry} is not part of the bundle: the manifest does not list it; move it away"
+            )
+
+
+def _check_file(file: Path, sha256: str, size_bytes: int) -> None:
+    if not file.is_file():
+        raise BundleError(f"{file} is missing from the bundle; {_WRITE_AGAIN}")
+    size = file.stat().st_size
+    if size != size_bytes:
+        raise BundleError(
+            f"{file} has changed since the bundle was written "
+            f"({size} bytes, the manifest says {size_bytes}); {_WRITE_AGAIN}"
+        )
+    with file.open("rb") as content:
+        found = hashlib.file_digest(content, "sha256").hexdigest()
+    if found != sha256:
+        raise BundleError(
+            f"{file} has changed since the bundle was written "
+            f"(SHA-256 {found[:12]}…, the manifest says {sha256[:12]}…); {_WRITE_AGAIN}"
+        )
+
+
+def _check_id(path: Path, manifest: BundleManifest) -> None:
+    expected = bundle_id(manifest)
+    if manifest.bundle_id != expected:
+        raise BundleError(
+            f"{path / MANIFEST} has been edited: its bundle id is {manifest.bundle_id[:12]}…, "
+            f"and its files give {expected[:12]}…; {_WRITE_AGAIN}"
+        )
+
+
+def _contradictions(manifest: BundleManifest) -> list[str]:
+    """What a manifest of the right form may still get wrong."""
+    faults: list[str] = []
+    names = [target.name for target in manifest.targets]
+    if not names or len(set(names)) < len(names):
+        faults.append(f"its targets must be one or more, each named once (they are {names})")
+    quantiles = {f"target {t.name}": t.value_quantiles for t in manifest.targets}
+    quantiles["out_of_distribution"] = manifest.out_of_distribution.score_quantiles
+    for owner, values in quantiles.items():
+        if len(values) != QUANTILES or list(values) != sorted(values):
+            faults.append(f"{owner} must have {QUANTILES} ascending quantiles")
+    encoding = manifest.encoding
+    if encoding.prompt_template.count("{prompt}") != 1:
+        faults.append("encoding.prompt_template must hold {prompt} once")
+    if encoding.completion_template.count("{completion}") != 1:
+        faults.append("encoding.completion_template must hold {completion} once")
+    if encoding.token_limit <= len(encoding.prefix_ids):
+        faults.append("encoding.token_limit leaves no room for text after encoding.prefix_ids")
+    return faults

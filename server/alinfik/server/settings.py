@@ -1,0 +1,123 @@
+"""Every setting of the server: its default, its unit, and when to change it.
+
+Comes in: flags, environment (``ALINFIK_…``) and a TOML file. Goes out: one validated object, read
+by every other module. Knows nothing of what the settings do.
+"""
+
+import os
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from alinfik.server.address import parse_address
+from pydantic import AfterValidator, Field, PositiveInt, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+def _address(text: str) -> str:
+    parse_address(text)
+    return text
+
+
+Address = Annotated[str, AfterValidator(_address)]
+
+
+class ServerSettings(BaseSettings):
+    """Value training text over gRPC and, where a broker is named, over Kafka."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="ALINFIK_",
+        cli_prog_name="alinfik-server",
+        cli_kebab_case=True,
+        cli_avoid_json=True,
+        cli_hide_none_type=True,
+    )
+
+    bundle: Path = Field(
+        description="Directory that `alinfik-distill train` wrote: the proxy to serve; one."
+    )
+
+    listen: Address = Field(
+        "127.0.0.1:50051",
+        description="HOST:PORT for gRPC; port 0 takes a free one. 0.0.0.0 opens it to the network: "
+        "there is no encryption and no authentication, so do that behind a proxy that has both.",
+    )
+    metrics: Address = Field(
+        "127.0.0.1:9464",
+        description="HOST:PORT for Prometheus to scrape at /metrics. Change it when Prometheus "
+        "runs on another machine.",
+    )
+
+    kafka_bootstrap: str = Field(
+        "", description="HOST:PORT of Kafka brokers, comma-separated. Empty: gRPC alone."
+    )
+    kafka_input: str = Field("samples", description="Topic that samples are read from.")
+    kafka_output: str = Field("valuations", description="Topic that valuations are written to.")
+    kafka_dead_letters: str = Field(
+        "samples.dlq", description="Topic for records that cannot be valued, byte for byte."
+    )
+    kafka_group: str = Field(
+        "alinfik",
+        description="Consumer group. Servers of one group share the input's partitions; give "
+        "another name to value the same input a second time.",
+    )
+
+    workers: PositiveInt = Field(
+        1,
+        description="Batches that run in the model at once, each on its own copy of it. More than "
+        "1 helps where one batch cannot keep all cores busy, as with a very small proxy.",
+    )
+    threads_per_worker: PositiveInt | None = Field(
+        None,
+        description="CPU threads of one batch; by default the cores divided by the workers. Lower "
+        "it to leave cores to other programs.",
+    )
+    batch_tokens: PositiveInt | None = Field(
+        None,
+        description="Most tokens of one batch, padding included; by default 2048 on a CPU and "
+        "32768 on a GPU. Larger batches raise throughput on a GPU and latency everywhere.",
+    )
+    queue_samples: PositiveInt = Field(
+        4096,
+        description="Most samples that wait, for interactive calls and for streams each. When "
+        "full, Score fails with RESOURCE_EXHAUSTED and streams wait. Lower it for a shorter worst wait.",
+    )
+    queue_tokens: PositiveInt = Field(
+        262_144,
+        description="Most tokens that wait, for interactive calls and for streams each.",
+    )
+
+    max_samples_per_request: PositiveInt = Field(
+        1024, description="Most samples of one request. Raise it together with --max-message-bytes."
+    )
+    max_message_bytes: PositiveInt = Field(
+        16 * 1024 * 1024, description="Largest gRPC message taken, in bytes."
+    )
+    stream_samples: PositiveInt = Field(
+        512,
+        description="Most samples of one ScoreStream that are read and not yet answered. Past it "
+        "the stream is not read, so a client that reads slowly is throttled. Raise it when one stream "
+        "should fill a large GPU.",
+    )
+
+    drain_seconds: Annotated[float, Field(ge=0)] = Field(
+        20.0,
+        description="Time for work in flight to end after SIGTERM. Keep it under the time that the "
+        "supervisor waits before it kills (30 s in Kubernetes).",
+    )
+    log_format: Literal["auto", "console", "json"] = Field(
+        "auto", description="Form of log lines; auto is console on a terminal and json elsewhere."
+    )
+
+    @model_validator(mode="after")
+    def _request_fits_queue(self) -> Self:
+        if self.max_samples_per_request > self.queue_samples:
+            raise ValueError(
+                f"--max-samples-per-request {self.max_samples_per_request} is more than "
+                f"--queue-samples {self.queue_samples}: no such request could ever be queued"
+            )
+        return self
+
+    def threads(self) -> int:
+        """CPU threads of one worker's model."""
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        return self.threads_per_worker or max(1, (cores or 1) // self.workers)
