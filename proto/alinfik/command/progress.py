@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Protocol
 
@@ -22,7 +22,7 @@ class Advance(Protocol):
 
 
 @contextmanager
-def progress(title: str, total: int | None) -> Iterator[Advance]:
+def progress(title: str, total: int | None) -> Generator[Advance]:
     """Show the progress of one step on standard error.
 
     Args:
@@ -52,14 +52,16 @@ def progress(title: str, total: int | None) -> Iterator[Advance]:
         yield from _lines(title, total)
 
 
-def _lines(title: str, total: int | None) -> Iterator[Advance]:
+def _lines(title: str, total: int | None) -> Generator[Advance]:
     begun = last = time.monotonic()
     done = 0
     of = "" if total is None else f"/{total}"
 
     def say(note: str) -> None:
         seconds = time.monotonic() - begun
-        print(f"{title}: {done}{of} in {seconds:.0f} s {note}".rstrip(), file=sys.stderr, flush=True)
+        print(
+            f"{title}: {done}{of} in {seconds:.0f} s {note}".rstrip(), file=sys.stderr, flush=True
+        )
 
     def advance(units: int = 1, note: str = "") -> None:
         nonlocal done, last

@@ -2,22 +2,16 @@
 
 import os
 import sys
-from collections.abc import Sequence
+import tomllib
+from collections.abc import Container, Sequence
 from pathlib import Path
-from typing import NoReturn
-
-from pydantic import ValidationError
-from pydantic_settings import (
-    BaseSettings,
-    CliApp,
-    PydanticBaseSettingsSource,
-    SettingsError,
-    TomlConfigSettingsSource,
-)
+from typing import Any, NoReturn
 
 from alinfik.command.errors import CommandError
+from alinfik.command.file import subcommands, with_values
+from pydantic import ValidationError
+from pydantic_settings import BaseSettings, CliApp, SettingsError
 
-EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 
 
@@ -28,31 +22,37 @@ def run(settings: type[BaseSettings], argv: Sequence[str] | None = None) -> NoRe
         settings: the command, a class with a ``cli_cmd`` method or sub-commands that have one.
         argv: the arguments after the program's name; the process's own by default.
 
-    Exit codes are 0 done, 2 bad usage or input (one line on standard error), 130 interrupted, and
-    1, with a traceback, for anything else: that is a defect, and the traceback is what to report.
+    Exit codes are 0 done, 2 bad usage or input and 1 a FailedError (one line on standard error
+    each), 130 interrupted, and 1, with a traceback, for anything else: that is a defect, and the
+    traceback is what to report.
     """
     program = str(settings.model_config.get("cli_prog_name") or Path(sys.argv[0]).name)
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         arguments, config = _take_config(arguments)
-        CliApp.run(_with_config_file(settings, config), cli_args=arguments)
-    except (CommandError, SettingsError) as error:
-        _fail(program, str(error))
+        CliApp.run(with_values(settings, _read(config)) if config else settings, cli_args=arguments)
+    except CommandError as error:
+        _fail(program, str(error), error.exit_code)
+    except SettingsError as error:
+        # Its first line says what is wrong; the help of the command may follow.
+        reason, _, usage = str(error).removeprefix("Error: ").partition("\n")
+        print(usage, end="\n" * bool(usage), file=sys.stderr)
+        _fail(program, reason)
     except ValidationError as error:
-        _fail(program, _describe(error))
+        _fail(program, _describe(error, subcommands(settings)))
     except KeyboardInterrupt:
         print(f"{program}: interrupted", file=sys.stderr)
         sys.exit(EXIT_INTERRUPTED)
     except BrokenPipeError:
-        # The reader of our output has left (`| head`): nothing more to say, and nobody to say it to.
+        # The reader of our output has left (`| head`): nothing more to say, nor anyone to hear it.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
     sys.exit(0)
 
 
-def _fail(program: str, message: str) -> NoReturn:
+def _fail(program: str, message: str, exit_code: int = CommandError.exit_code) -> NoReturn:
     print(f"{program}: {' '.join(message.split())}", file=sys.stderr)
-    sys.exit(EXIT_BAD_INPUT)
+    sys.exit(exit_code)
 
 
 def _take_config(arguments: list[str]) -> tuple[list[str], Path | None]:
@@ -76,36 +76,24 @@ def _take_config(arguments: list[str]) -> tuple[list[str], Path | None]:
     return rest, Path(named)
 
 
-def _with_config_file(settings: type[BaseSettings], config: Path | None) -> type[BaseSettings]:
-    if config is None:
-        return settings
-
-    class WithConfigFile(settings):
-        @classmethod
-        def settings_customise_sources(
-            cls,
-            settings_cls: type[BaseSettings],
-            init_settings: PydanticBaseSettingsSource,
-            env_settings: PydanticBaseSettingsSource,
-            dotenv_settings: PydanticBaseSettingsSource,
-            file_secret_settings: PydanticBaseSettingsSource,
-        ) -> tuple[PydanticBaseSettingsSource, ...]:
-            file = TomlConfigSettingsSource(settings_cls, config)
-            return init_settings, env_settings, dotenv_settings, file_secret_settings, file
-
-    WithConfigFile.__doc__ = settings.__doc__
-    WithConfigFile.__name__ = settings.__name__
-    return WithConfigFile
+def _read(config: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(config.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise CommandError(f"--config {config}: not TOML ({error})") from error
 
 
-def _describe(error: ValidationError) -> str:
+def _describe(error: ValidationError, tables: Container[str]) -> str:
     """Say every wrong setting by the flag that sets it."""
     parts: list[str] = []
     for item in error.errors(include_url=False):
-        place = ".".join(str(part) for part in item["loc"])
+        loc = [str(part) for part in item["loc"] if str(part) not in tables]
+        place = ".".join(loc)
         flag = "--" + place.replace("_", "-") if place else "settings"
         if item["type"] == "missing":
             parts.append(f"{flag} is required")
+        elif item["type"] == "extra_forbidden":  # flags of no setting have not come this far
+            parts.append(f"the configuration file sets {place}, which is no setting here")
         else:
             reason = item["msg"].removeprefix("Value error, ")
             parts.append(f"{flag}: {reason} (got {item['input']!r})")

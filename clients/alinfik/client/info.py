@@ -1,0 +1,83 @@
+"""`alinfik info`: what a server's bundles value, how, and how well."""
+
+from alinfik.client.sync import Client
+from alinfik.v1 import BundleManifest, LossReduction, Normalisation
+from google.protobuf import json_format
+from rich.console import Console
+from rich.table import Table
+
+
+def show_bundles(client: Client, *, as_json: bool) -> None:
+    """Print every loaded bundle to standard output.
+
+    Args:
+        client: the server to ask.
+        as_json: print one line a bundle, ``{"active": …, "bundle": manifest}``, instead of tables.
+    """
+    console = Console()
+    for summary in client.bundles():
+        manifest = client.bundle(summary.bundle_id)
+        if as_json:
+            print(_json_line(manifest, active=summary.active))
+        else:
+            console.print(_settings(manifest, active=summary.active))
+            console.print(_targets(manifest))
+
+
+def _json_line(manifest: BundleManifest, *, active: bool) -> str:
+    bundle = json_format.MessageToJson(manifest, preserving_proto_field_name=True, indent=None)
+    return f'{{"active": {str(active).lower()}, "bundle": {bundle}}}'
+
+
+def _settings(manifest: BundleManifest, *, active: bool) -> Table:
+    labels = manifest.labels
+    table = Table(
+        title=f"bundle {manifest.bundle_id}{' (active)' if active else ''}",
+        title_justify="left",
+        show_header=False,
+        box=None,
+    )
+    reduction = LossReduction.Name(labels.loss_reduction).removeprefix("LOSS_REDUCTION_").lower()
+    normalisation = Normalisation.Name(labels.normalisation).removeprefix("NORMALISATION_").lower()
+    parameters = f"{manifest.proxy.parameter_count:,} parameters"
+    for name, value in (
+        ("created", f"{manifest.create_time.ToDatetime():%Y-%m-%d %H:%M} UTC"),
+        ("language model", manifest.language_model.name),
+        ("proxy", f"{manifest.proxy.backbone}, {parameters}"),
+        ("labels", f"{labels.sample_count:,} in {labels.dtype}, loss {reduction} over tokens"),
+        ("normalisation", normalisation),
+        ("unit of values", labels.unit),
+        ("token limit", f"{manifest.encoding.token_limit:,}"),
+        ("held out", f"{manifest.metrics.held_out_count:,} samples"),
+    ):
+        table.add_row(name, value)
+    return table
+
+
+def _targets(manifest: BundleManifest) -> Table:
+    measured = {metrics.target: metrics for metrics in manifest.metrics.targets}
+    table = Table("target")
+    for heading in (
+        "samples",
+        "median value",
+        "Spearman",
+        "of length alone",
+        "Pearson",
+        "coverage",
+    ):
+        table.add_column(heading, justify="right")
+    for target in manifest.targets:
+        metrics = measured.get(target.name)
+        quality = (
+            [
+                f"{metrics.spearman:.3f}",
+                f"{metrics.length_spearman:.3f}",
+                f"{metrics.pearson:.3f}",
+                f"{metrics.coverage:.1%}",
+            ]
+            if metrics
+            else ["not measured"]
+        )
+        median = target.value_quantiles[50]
+        table.add_row(target.name, f"{target.sample_count:,}", f"{median:.4g}", *quality)
+    return table

@@ -1,0 +1,50 @@
+"""Shows valuations: a JSON line for programs, a table for people."""
+
+from collections.abc import Collection
+
+from alinfik.v1 import Valuation
+from google.protobuf import json_format
+from rich.table import Table
+from rich.text import Text
+
+
+def to_json(valuation: Valuation) -> str:
+    """One line: the message's JSON form with the field names of the contract."""
+    return json_format.MessageToJson(
+        valuation,
+        preserving_proto_field_name=True,
+        always_print_fields_with_no_presence=True,
+        ensure_ascii=False,
+        indent=None,
+    )
+
+
+def table(valuations: Collection[Valuation], caption: str) -> Table:
+    """One row a valuation; a column for each target that any of them has a value for."""
+    targets = list(dict.fromkeys(v.target for valuation in valuations for v in valuation.values))
+    shown = Table(caption=caption, caption_justify="left")
+    shown.add_column("sample", overflow="fold")
+    shown.add_column("provider", overflow="fold")
+    for target in targets:
+        shown.add_column(f"{target}\n90 % interval", justify="right")
+        shown.add_column("percentile", justify="right")
+    shown.add_column("tokens", justify="right")
+    shown.add_column("remarks")
+    for valuation in valuations:
+        shown.add_row(*_cells(valuation, targets))
+    return shown
+
+
+def _cells(valuation: Valuation, targets: list[str]) -> list[str | Text]:
+    # Text: a caller's id is shown as it is, never read as the console's markup.
+    cells: list[str | Text] = [Text(valuation.sample_id), Text(valuation.provider)]
+    values = {value.target: value for value in valuation.values}
+    for target in targets:
+        if value := values.get(target):
+            cells.append(f"{value.value:.4g} [{value.lower:.4g}, {value.upper:.4g}]")
+            cells.append(f"{value.percentile:.0f}")
+        else:
+            cells += ["", ""]
+    remarks = ["truncated"] if valuation.truncated else []
+    remarks += ["out of distribution"] if valuation.out_of_distribution else []
+    return [*cells, str(valuation.token_count), ", ".join(remarks)]
