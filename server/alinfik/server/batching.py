@@ -1,7 +1,8 @@
 """Which samples go into the next batch.
 
-Comes in: entries of known length, by priority. Goes out: batches whose padded size keeps to a budget.
-Knows nothing of time, bounds, models and callers; no locks, since the event loop alone touches it.
+Comes in: entries of known length, by priority. Goes out: batches whose padded size keeps to a
+budget. Knows nothing of time, bounds, models and callers. No locks: the event loop alone touches
+it.
 """
 
 from collections import OrderedDict
@@ -11,7 +12,7 @@ from itertools import islice
 from typing import Generic, TypeVar
 
 # How many waiting entries are looked at for lengths near the first one's. Wide enough to fill a
-# batch with rows of nearly one length, narrow enough that forming it takes a fraction of a millisecond.
+# batch with rows of nearly one length, narrow enough to form it in a fraction of a millisecond.
 WINDOW = 512
 
 
@@ -67,7 +68,7 @@ class BatchQueue(Generic[E]):
             window = list(islice(line, WINDOW))
             if window and not batch:
                 wanted = longest = len(window[0])
-            # Sorting is stable: of equal lengths the oldest goes first, and so does the very oldest.
+            # Sorting is stable: of equal lengths the oldest goes first, so the very oldest does.
             for entry in sorted(window, key=lambda entry: abs(len(entry) - wanted)):
                 rows = len(batch) + 1
                 if batch and rows * longest > budget:

@@ -1,7 +1,7 @@
 """Turns samples into token ids, exactly as ``Encoding`` in bundle.proto says.
 
-Comes in: samples. Goes out: one row of ids each, cut to the token limit. Knows nothing of queues and
-models.
+Comes in: samples. Goes out: one row of ids each, cut to the token limit. Knows nothing of queues
+and models.
 """
 
 import os
@@ -9,11 +9,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
-from tokenizers import Tokenizer
-
 from alinfik.server.bundle import Bundle, BundleError
 from alinfik.v1 import Sample
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
 
 # One call tokenises a whole request on all cores. Said aloud, since the library's own default is to
 # fall back to one core, with a warning, in a process that has forked.
@@ -29,6 +28,10 @@ class Encoded:
     """Where the completion's tokens begin; they go to the end."""
     truncated: bool
 
+    def __len__(self) -> int:
+        """Its tokens."""
+        return len(self.input_ids)
+
 
 class Encoder:
     """The tokenizer of a bundle and its rule for cutting.
@@ -40,11 +43,13 @@ class Encoder:
     def __init__(self, bundle: Bundle) -> None:
         try:
             self._tokenizer = Tokenizer.from_file(str(bundle.tokenizer))
-        except Exception as error:  # noqa: BLE001 - the library raises Exception itself
+        except Exception as error:
+            # The library raises Exception itself.
             raise BundleError(f"{bundle.tokenizer} is no tokenizer: {error}") from error
         # The rule cuts and fills; what the file says of either is meant for other readers.
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
+        self.last_id = self._tokenizer.get_vocab_size(with_added_tokens=True) - 1
         encoding = bundle.manifest.encoding
         self._prompt_template = encoding.prompt_template
         self._completion_template = encoding.completion_template

@@ -79,7 +79,7 @@ class ServerSettings(BaseSettings):
     queue_samples: PositiveInt = Field(
         4096,
         description="Most samples that wait, for interactive calls and for streams each. When "
-        "full, Score fails with RESOURCE_EXHAUSTED and streams wait. Lower it for a shorter worst wait.",
+        "full, Score fails with RESOURCE_EXHAUSTED and streams wait. Lower it to shorten the wait.",
     )
     queue_tokens: PositiveInt = Field(
         262_144,
@@ -95,8 +95,8 @@ class ServerSettings(BaseSettings):
     stream_samples: PositiveInt = Field(
         512,
         description="Most samples of one ScoreStream that are read and not yet answered. Past it "
-        "the stream is not read, so a client that reads slowly is throttled. Raise it when one stream "
-        "should fill a large GPU.",
+        "the stream is not read, so a client that reads slowly is throttled. Raise it when one "
+        "stream should fill a large GPU.",
     )
 
     drain_seconds: Annotated[float, Field(ge=0)] = Field(

@@ -1,0 +1,105 @@
+"""ONNX Runtime: runs a bundle's model on arrays.
+
+Comes in: int64 arrays of one batch. Goes out: float32 arrays. The only module that knows
+onnxruntime, which has no types; it knows nothing of samples and queues.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+import onnxruntime as ort  # pyright: ignore[reportMissingTypeStubs] - it has none
+from alinfik.server.bundle import Bundle, BundleError
+from alinfik.server.device import Device
+from alinfik.server.encode import Encoded
+from numpy.typing import NDArray
+
+_INPUTS = ("input_ids", "attention_mask", "completion_mask")
+_OUTPUTS = ("value", "lower", "upper", "ood")
+_ERRORS_ONLY = 3
+# Every cast below gives a type to what ONNX Runtime leaves untyped.
+_ort = cast("Any", ort)
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """What the model says of a batch of B samples for K targets, float32."""
+
+    value: NDArray[np.float32]
+    """[B, K]"""
+    lower: NDArray[np.float32]
+    """[B, K]"""
+    upper: NDArray[np.float32]
+    """[B, K]"""
+    ood: NDArray[np.float32]
+    """[B]"""
+
+
+class Runtime:
+    """One session of a bundle's model.
+
+    Args:
+        bundle: a verified bundle.
+        device: where to run; ``cuda`` falls back to the CPU where its libraries are missing, and
+            ``device`` says what it came to.
+        threads: CPU threads of one run.
+
+    Raises:
+        BundleError: the model does not load, or has not the inputs and outputs of the contract.
+    """
+
+    def __init__(self, bundle: Bundle, device: Device, threads: int) -> None:
+        options = _ort.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.log_severity_level = _ERRORS_ONLY
+        # A thread that spins while it waits takes the core that the tokenizer and gRPC need.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        providers = ["CPUExecutionProvider"]
+        if device == "cuda":
+            # Finds cuDNN and cuBLAS where pip puts them.
+            _ort.preload_dlls()
+            providers.insert(0, "CUDAExecutionProvider")
+        try:
+            self._session = _ort.InferenceSession(str(bundle.model), options, providers=providers)
+        except Exception as error:
+            # Its exceptions have no base of their own.
+            raise BundleError(f"{bundle.model} does not load: {error}") from error
+        self.device: Device = "cuda" if providers[0] in self._session.get_providers() else "cpu"
+        self._pad_id = bundle.manifest.encoding.pad_id
+        self._check(bundle)
+
+    def run(self, batch: Sequence[Encoded]) -> Output:
+        """Run the model on ``batch``, padded to its longest row. Thread-safe; releases the GIL."""
+        inputs = dict(zip(_INPUTS, self._pad(batch), strict=True))
+        return Output(*self._session.run(_OUTPUTS, inputs))
+
+    def _pad(self, batch: Sequence[Encoded]) -> tuple[NDArray[np.int64], ...]:
+        """``input_ids``, ``attention_mask`` and ``completion_mask``, each [B, T] int64."""
+        # A tokenizer may find nothing in a text; the model still needs a column.
+        shape = len(batch), max(1, *map(len, batch))
+        ids = np.full(shape, self._pad_id, dtype=np.int64)
+        attention = np.zeros(shape, dtype=np.int64)
+        completion = np.zeros(shape, dtype=np.int64)
+        for row, encoded in enumerate(batch):
+            length = len(encoded.input_ids)
+            ids[row, :length] = encoded.input_ids
+            attention[row, :length] = 1
+            completion[row, encoded.completion_start : length] = 1
+        return ids, attention, completion
+
+    def _check(self, bundle: Bundle) -> None:
+        inputs = {one.name for one in self._session.get_inputs()}
+        outputs = {one.name for one in self._session.get_outputs()}
+        if inputs != set(_INPUTS) or not outputs.issuperset(_OUTPUTS):
+            raise BundleError(
+                f"{bundle.model} reads {sorted(inputs)} and gives {sorted(outputs)}; a proxy reads "
+                f"{sorted(_INPUTS)} and gives {sorted(_OUTPUTS)}"
+            )
+        tiny = Encoded(np.zeros(1, dtype=np.int64), 0, truncated=False)
+        columns = self.run([tiny]).value.shape[1]
+        if columns != len(bundle.targets):
+            raise BundleError(
+                f"{bundle.model} gives {columns} values a sample, and the manifest has "
+                f"{len(bundle.targets)} targets"
+            )

@@ -1,0 +1,61 @@
+"""Counts what the engine does.
+
+Comes in: batches and outcomes. Goes out: metrics. Knows which metric each fact belongs to, so that
+the engine does not.
+"""
+
+from collections.abc import Sequence
+from typing import Literal
+
+from alinfik.server.batching import Priority
+from alinfik.server.bundle import Bundle
+from alinfik.server.call import Entry, Outcome
+from alinfik.server.metrics import Metrics
+from alinfik.v1 import Valuation
+
+Source = Literal["grpc", "kafka"]
+
+
+class Tally:
+    """The engine's metrics, with every label looked up once: a look-up costs more than counting."""
+
+    def __init__(self, metrics: Metrics, bundle: Bundle) -> None:
+        self._metrics = metrics
+        self._waited = [
+            metrics.queue_wait_seconds.labels(priority.name.lower()) for priority in Priority
+        ]
+        self._values = [
+            (metrics.value.labels(name), metrics.value_percentile.labels(name))
+            for name in bundle.targets
+        ]
+
+    def batch(self, entries: Sequence[Entry], begun: float, ended: float) -> None:
+        """Count a batch that ran from ``begun`` to ``ended``, on the monotonic clock."""
+        lengths = [len(entry) for entry in entries]
+        padded = len(lengths) * max(lengths)
+        metrics = self._metrics
+        metrics.inference_seconds.observe(ended - begun)
+        metrics.batch_samples.observe(len(lengths))
+        metrics.batch_tokens.observe(padded)
+        metrics.padding_tokens.inc(padded - sum(lengths))
+        for entry in entries:
+            self._waited[entry.call.priority].observe(begun - entry.call.pushed_at)
+
+    def outcomes(self, source: Source, outcomes: Sequence[Outcome | None]) -> None:
+        """Count what a call came to; None is a sample that had no outcome when its call failed."""
+        metrics = self._metrics
+        valuations = [outcome for outcome in outcomes if isinstance(outcome, Valuation)]
+        failed = sum(outcome is None for outcome in outcomes)
+        for outcome, count in (
+            ("valued", len(valuations)),
+            ("failed", failed),
+            ("rejected", len(outcomes) - failed - len(valuations)),
+        ):
+            if count:
+                metrics.samples.labels(source, outcome).inc(count)
+        for valuation in valuations:
+            for (value, percentile), given in zip(self._values, valuation.values, strict=True):
+                value.observe(given.value)
+                percentile.observe(given.percentile)
+        metrics.truncated.inc(sum(valuation.truncated for valuation in valuations))
+        metrics.out_of_distribution.inc(sum(v.out_of_distribution for v in valuations))
