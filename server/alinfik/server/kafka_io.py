@@ -1,0 +1,145 @@
+"""The Kafka clients as the pipeline wants them: exactly once, nothing automatic, nothing unbounded.
+
+Comes in: settings. Goes out: a consumer and a transactional producer, both connected. Knows nothing
+of records and of when to commit.
+"""
+
+from collections.abc import Mapping
+
+from alinfik.server.settings import ServerSettings
+from kafka import KafkaConsumer, KafkaProducer
+from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssignor
+from kafka.errors import KafkaError, KafkaTimeoutError
+from kafka.structs import ConsumerGroupMetadata, OffsetAndMetadata, TopicPartition
+
+# A broker that is there answers in milliseconds; one that is not should be reported soon.
+CONNECT_MS = 3_000
+# How long a killed server keeps its partitions from the others. Heartbeats run on a thread of their
+# own every 3 s, so three may be lost.
+SESSION_MS = 10_000
+# How long a killed server's open transaction holds up its partitions and their readers. A
+# transaction here opens when its batch is valued already, and lasts for a few round trips.
+TRANSACTION_MS = 15_000
+# Past the transaction's own end, its outcome is the broker's, and waiting on is of no use.
+COMMIT_MS = 20_000
+# Records a batch: enough that a commit of some 20 ms is a small part of valuing it, few enough that
+# a rebalance, which waits for the batch, is not held up for more than seconds.
+BATCH_RECORDS = 500
+# A broker takes 1 MB a record by default and is configured for more where samples are larger; a
+# dead letter is larger than its source, and the broker, not the client, should set the limit.
+MAX_REQUEST_BYTES = 64 * 1024 * 1024
+
+
+class TopicMissingError(KafkaError):
+    """A topic of the settings is not there; the message says how to create it."""
+
+
+class TransactionalProducer(KafkaProducer):
+    """A producer whose transactional calls end: kafka-python's own wait for ever for a lost broker.
+
+    Raises:
+        KafkaTimeoutError: from each method here, after ``COMMIT_MS``; the outcome is unknown, and
+            nothing can be done with this producer but to ``abandon`` it.
+        KafkaError: the transaction failed; ``abort_transaction`` is next.
+    """
+
+    def send_offsets_to_transaction(
+        self,
+        offsets: Mapping[TopicPartition, OffsetAndMetadata],
+        group_metadata: ConsumerGroupMetadata,
+    ) -> None:
+        """Add the offsets to the transaction, if the group still knows the member as its own."""
+        pending = self._transaction_manager.send_offsets_to_transaction(offsets, group_metadata)
+        self._sender.wakeup()
+        if not pending.wait(COMMIT_MS):
+            raise KafkaTimeoutError("no answer to the offsets of a transaction")
+
+    def commit_transaction(self) -> None:
+        """Wait for all records to be acknowledged and end the transaction."""
+        pending = self._transaction_manager.begin_commit()
+        self._sender.wakeup()
+        if not pending.wait(COMMIT_MS):
+            raise KafkaTimeoutError("no answer to a commit")
+
+    def abort_transaction(self) -> None:
+        """Drop the transaction's records and offsets."""
+        pending = self._transaction_manager.begin_abort()
+        self._sender.wakeup()
+        if not pending.wait(COMMIT_MS):
+            raise KafkaTimeoutError("no answer to an abort")
+
+    def abandon(self) -> None:
+        """Close without waiting for anything; the broker aborts what is open."""
+        self._sender.force_close()
+        self._sender.join()
+        self.close(timeout=0)
+
+
+def open_consumer(settings: ServerSettings) -> KafkaConsumer:
+    """A member of the group, subscribed to the input topic.
+
+    Raises:
+        KafkaError: no broker answers.
+        TopicMissingError: one of the three topics is not there.
+    """
+    consumer = KafkaConsumer(
+        bootstrap_servers=settings.kafka_bootstrap.split(","),
+        bootstrap_timeout_ms=CONNECT_MS,
+        client_id=f"alinfik-{settings.kafka_group}",
+        group_id=settings.kafka_group,
+        # Offsets are committed by the producer, in the transaction of their values.
+        enable_auto_commit=False,
+        # A producer's aborted samples are not to be valued; and a partition's committed offset is
+        # waited for while the transaction of its former owner is open.
+        isolation_level="read_committed",
+        # A group's first start values what the topic holds already: nothing is skipped silently.
+        auto_offset_reset="earliest",
+        partition_assignment_strategy=[CooperativeStickyAssignor()],
+        max_poll_records=BATCH_RECORDS,
+        session_timeout_ms=SESSION_MS,
+        allow_auto_create_topics=False,
+        # The broker that was lost is asked again every second or so, not after half a minute.
+        reconnect_backoff_max_ms=1_000,
+    )
+    topics = settings.kafka_input, settings.kafka_output, settings.kafka_dead_letters
+    missing = [topic for topic in topics if not consumer.partitions_for_topic(topic)]
+    if missing:
+        consumer.close(timeout_ms=CONNECT_MS)
+        create = f"kafka-topics --bootstrap-server {settings.kafka_bootstrap} --create --topic"
+        raise TopicMissingError(
+            f"{settings.kafka_bootstrap} has no topic {' nor '.join(missing)}; create with: "
+            + "; ".join(f"{create} {topic}" for topic in missing)
+        )
+    consumer.subscribe([settings.kafka_input])
+    return consumer
+
+
+def open_producer(settings: ServerSettings, instance: str) -> TransactionalProducer:
+    """A producer that has fenced any earlier one of the same group and instance.
+
+    Raises:
+        KafkaError: no broker answers, or it refuses transactions.
+    """
+    producer = TransactionalProducer(
+        bootstrap_servers=settings.kafka_bootstrap.split(","),
+        bootstrap_timeout_ms=CONNECT_MS,
+        client_id=f"alinfik-{settings.kafka_group}",
+        transactional_id=f"alinfik-{settings.kafka_group}-{instance}",
+        transaction_timeout_ms=TRANSACTION_MS,
+        delivery_timeout_ms=TRANSACTION_MS,
+        request_timeout_ms=TRANSACTION_MS // 2,
+        max_block_ms=COMMIT_MS,
+        max_request_size=MAX_REQUEST_BYTES,
+        batch_size=256 * 1024,
+        # The start of a transaction is refused while the end of the one before is being written, a
+        # few milliseconds; the client sleeps this long between tries.
+        retry_backoff_ms=10,
+        allow_auto_create_topics=False,
+        reconnect_backoff_max_ms=1_000,
+    )
+    try:
+        producer.init_transactions()
+    except KafkaError:
+        producer.abandon()
+        raise
+    return producer

@@ -1,0 +1,238 @@
+"""One connected stretch of the pipeline: consume, score, produce and commit until something breaks.
+
+Comes in: records of the partitions that the group assigns. Goes out: their valuations and dead
+letters, in their order, exactly once. Knows nothing of how a connection is made again once lost.
+
+Two batches are in flight at most: one is scored while the one before it is committed. What makes it
+exactly once:
+
+* values, dead letters and offsets are one transaction, and readers ask for committed records;
+* offsets are committed in the name of the group member that *fetched* them. A rebalance since then
+  makes the broker refuse them, whoever owns the partition now;
+* after an abort the consumer goes back to the offsets that the broker has, not to remembered ones.
+"""
+
+import time
+from collections import deque
+from collections.abc import Sequence
+from concurrent.futures import CancelledError, Future
+from contextlib import suppress
+from dataclasses import dataclass
+from threading import Event
+from types import TracebackType
+from typing import Self
+
+import structlog
+from alinfik.server.engine import ModelError, NotRunningError
+from alinfik.server.kafka_io import CONNECT_MS, open_consumer, open_producer
+from alinfik.server.kafka_lag import LagWatch
+from alinfik.server.kafka_scoring import Score
+from alinfik.server.metrics import Metrics
+from alinfik.server.records import (
+    DeadLetter,
+    SourceRecord,
+    dead_letter_record,
+    parse_sample,
+    valuation_record,
+)
+from alinfik.server.settings import ServerSettings
+from alinfik.v1 import Sample, Valuation
+from kafka.errors import KafkaError
+from kafka.structs import ConsumerGroupMetadata, OffsetAndMetadata, TopicPartition
+
+_log = structlog.get_logger()
+
+_IN_FLIGHT = 2
+# How long an idle consumer waits for records, and so how late it sees that it should stop: its wait
+# cannot be interrupted.
+_IDLE_MS = 200
+# Between tries of a batch that keeps failing: soon, since a rebalance is over in a moment, then
+# seldom, since what is left is broken.
+_RETRY_SECONDS = 0.1, 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Batch:
+    records: Sequence[SourceRecord]
+    """Per partition in the order of their offsets."""
+    parsed: Sequence[Sample | DeadLetter]
+    scoring: Future[list[Valuation | DeadLetter]]
+    """One outcome for each sample in ``parsed``."""
+    member: ConsumerGroupMetadata
+    """Who we were to the group when it gave us these records."""
+
+    def outcomes(self) -> list[Valuation | DeadLetter]:
+        """One for each record; waits for the engine."""
+        scored = iter(self.scoring.result())
+        return [next(scored) if isinstance(p, Sample) else p for p in self.parsed]
+
+
+class Session:
+    """A consumer and a producer that live and die together; a context manager.
+
+    Args:
+        settings: topics, group and brokers.
+        instance: name of this server within the group.
+        score: the way into the engine.
+        metrics: where to count.
+
+    Raises:
+        KafkaError: no broker answers, or a topic is missing.
+    """
+
+    def __init__(
+        self, settings: ServerSettings, instance: str, score: Score, metrics: Metrics
+    ) -> None:
+        self._settings = settings
+        self._score = score
+        self._metrics = metrics
+        self._in_flight: deque[_Batch] = deque()
+        self._transacting = False
+        self._consumer = open_consumer(settings)
+        try:
+            self._producer = open_producer(settings, instance)
+        except KafkaError:
+            self._consumer.close(timeout_ms=CONNECT_MS)
+            raise
+        self._lag = LagWatch(self._consumer, settings.kafka_bootstrap, metrics)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Leave the group at once, so that the others have our partitions; drop what is open."""
+        for batch in self._in_flight:
+            batch.scoring.cancel()
+        self._lag.close()
+        self._producer.abandon()
+        self._consumer.close(timeout_ms=CONNECT_MS)
+
+    def run(self, stopping: Event) -> None:
+        """Work until ``stopping``, then finish what is in flight; cancelled scoring is dropped.
+
+        Raises:
+            KafkaError: the producer is of no use any more; a new session may be.
+        """
+        first, longest = _RETRY_SECONDS
+        retry_seconds = first
+        while self._in_flight or not stopping.is_set():
+            try:
+                if self._take_turn(stopping):
+                    retry_seconds = first
+            except CancelledError:
+                return
+            except (KafkaError, ModelError, NotRunningError) as error:
+                _log.warning("kafka batch aborted, reading it again", error=_describe(error))
+                self._roll_back()
+                stopping.wait(retry_seconds)
+                retry_seconds = min(2 * retry_seconds, longest)
+
+    def _take_turn(self, stopping: Event) -> bool:
+        """Fetch a batch if there is room for it, else commit one; say whether one was committed."""
+        self._lag.update()
+        if len(self._in_flight) < _IN_FLIGHT and not stopping.is_set():
+            batch = self._fetch(0 if self._in_flight else _IDLE_MS)
+            if batch is not None:
+                self._in_flight.append(batch)
+                return False
+        if not self._in_flight:
+            return False
+        batch = self._in_flight[0]
+        self._commit(batch, batch.outcomes())
+        self._in_flight.popleft()
+        return True
+
+    def _fetch(self, timeout_ms: int) -> _Batch | None:
+        polled = self._consumer.poll(timeout_ms)
+        if not polled:
+            return None
+        member = self._consumer.group_metadata()
+        if member.generation_id < 0:
+            # Expelled since the poll: the broker takes offsets without a generation from anyone, so
+            # these are not to be committed. The next poll joins anew and starts from what is.
+            return None
+        records = [record for partition in polled.values() for record in partition]
+        parsed = [parse_sample(record) for record in records]
+        samples = [sample for sample in parsed if isinstance(sample, Sample)]
+        return _Batch(records, parsed, self._score(samples), member)
+
+    def _commit(self, batch: _Batch, outcomes: Sequence[Valuation | DeadLetter]) -> None:
+        """Make a batch's outcomes and offsets visible together.
+
+        1. Begin a transaction: the broker fences every older producer of this instance.
+        2. Send each outcome, to the partition of its source's number, so that order is kept.
+        3. Add the offset after each partition's last record, as the member that fetched them.
+        4. Commit, which first waits until the broker has every record.
+        """
+        begun = time.monotonic()
+        topics = self._settings.kafka_output, self._settings.kafka_dead_letters
+        counts = {topic: len(self._producer.partitions_for(topic)) for topic in topics}
+        valuations, dead_letters = topics
+        offsets: dict[TopicPartition, OffsetAndMetadata] = {}
+        self._producer.begin_transaction()
+        self._transacting = True
+        for source, outcome in zip(batch.records, outcomes, strict=True):
+            if isinstance(outcome, Valuation):
+                topic, made = valuations, valuation_record(outcome, source)
+            else:
+                topic, made = dead_letters, dead_letter_record(outcome, source)
+            self._producer.send(
+                topic,
+                made.value,
+                made.key,
+                made.headers,
+                source.partition % counts[topic],
+                made.timestamp if made.timestamp >= 0 else None,
+            )
+            here = TopicPartition(source.topic, source.partition)
+            offsets[here] = OffsetAndMetadata(source.offset + 1, "", -1)
+        self._producer.send_offsets_to_transaction(offsets, batch.member)
+        self._producer.commit_transaction()
+        self._transacting = False
+        self._count(batch, outcomes, time.monotonic() - begun)
+        self._lag.committed({partition: offset.offset for partition, offset in offsets.items()})
+
+    def _count(
+        self, batch: _Batch, outcomes: Sequence[Valuation | DeadLetter], commit_seconds: float
+    ) -> None:
+        self._metrics.kafka_transactions.labels("committed").inc()
+        self._metrics.kafka_commit_seconds.observe(commit_seconds)
+        now = time.time()
+        for source, outcome in zip(batch.records, outcomes, strict=True):
+            if source.timestamp >= 0:
+                self._metrics.kafka_delay_seconds.observe(max(0.0, now - source.timestamp / 1000))
+            if isinstance(outcome, DeadLetter):
+                self._metrics.dead_letters.labels(outcome.reason).inc()
+
+    def _roll_back(self) -> None:
+        """Drop all in flight and go back to the committed offsets.
+
+        Raises:
+            KafkaError: the transaction could not be aborted; only a new producer ends it.
+        """
+        if self._transacting:
+            self._producer.abort_transaction()
+            self._transacting = False
+            self._metrics.kafka_transactions.labels("aborted").inc()
+        first: dict[TopicPartition, int] = {}
+        for batch in self._in_flight:
+            batch.scoring.cancel()
+            for record in batch.records:
+                first.setdefault(TopicPartition(record.topic, record.partition), record.offset)
+        self._in_flight.clear()
+        for partition in self._consumer.assignment() & first.keys():
+            committed = self._consumer.committed(partition, timeout_ms=CONNECT_MS)
+            # Where nothing was ever committed, nobody was ahead of us.
+            start = first[partition] if committed is None else committed
+            # A rebalance may take the partition away just now, and its new owner starts there too.
+            with suppress(ValueError):
+                self._consumer.seek(partition, start)
+
+
+def _describe(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"

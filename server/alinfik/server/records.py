@@ -1,0 +1,201 @@
+"""What stands in a Kafka record: samples in, valuations and dead letters out. Pure functions.
+
+A sample's encoding is told by the record's ``content-type`` header: ``application/json``, also
+where there is none, or ``application/x-protobuf``. Both are those of ``alinfik.v1.Sample``; fields
+that it does not have are ignored, so that producers may be newer than the server. A valuation is
+the JSON form of ``alinfik.v1.Valuation`` with the field names of the proto file, defaults included.
+Knows nothing of brokers, offsets to commit, and bundles.
+"""
+
+import json
+from collections.abc import Sequence
+from typing import Literal, NamedTuple, Protocol, cast
+
+from alinfik.server import rejection
+from alinfik.v1 import Sample, Valuation
+from google.protobuf import json_format
+from google.protobuf.message import DecodeError
+
+JSON = "application/json"
+PROTOBUF = "application/x-protobuf"
+CONTENT_TYPE = "content-type"
+
+Headers = list[tuple[str, bytes]]
+_FIELDS = tuple(Sample.DESCRIPTOR.fields_by_name)
+# An error text quotes what was wrong with a record; a header is no place for all of a 5 MB record.
+_ERROR_CHARACTERS = 300
+
+
+class SourceRecord(Protocol):
+    """What the pipeline reads of a consumed record; kafka-python's ``ConsumerRecord`` has it."""
+
+    @property
+    def topic(self) -> str: ...  # noqa: D102
+    @property
+    def partition(self) -> int: ...  # noqa: D102
+    @property
+    def offset(self) -> int: ...  # noqa: D102
+    @property
+    def timestamp(self) -> int:
+        """Milliseconds since 1970."""
+        ...
+
+    @property
+    def key(self) -> bytes | None: ...  # noqa: D102
+    @property
+    def value(self) -> bytes | None: ...  # noqa: D102
+    @property
+    def headers(self) -> Sequence[tuple[str, bytes | None]]: ...  # noqa: D102
+
+
+class OutgoingRecord(NamedTuple):
+    """A record to produce, without its topic."""
+
+    key: bytes | None
+    value: bytes | None
+    headers: Headers
+    timestamp: int
+
+
+# Why a record has no value. With the reasons of ``rejection``, the values of the header
+# ``alinfik-reason`` and of the label of ``alinfik_dead_letters_total``.
+Reason = Literal[
+    "tombstone",
+    "unknown_content_type",
+    "bad_utf8",
+    "bad_json",
+    "not_a_sample",
+    "wrong_type",
+    "bad_protobuf",
+    "model_failed",
+]
+
+
+class DeadLetter(NamedTuple):
+    """A record cannot be valued."""
+
+    reason: Reason | rejection.Reason
+    error: str
+
+
+def parse_sample(record: SourceRecord) -> Sample | DeadLetter:
+    """The sample in a record, or why there is none. Never raises.
+
+    What the texts must be, such as a completion that is not blank, is for ``rejection`` to say.
+    """
+    if record.value is None:
+        return DeadLetter("tombstone", "the record has no value")
+    headers = dict(record.headers)
+    content_type = (headers.get(CONTENT_TYPE) or b"").decode(errors="replace")
+    kind, _, parameters = content_type.partition(";")
+    match kind.strip().lower():
+        case "" | "application/json":
+            return _parse_json(record.value)
+        case "application/x-protobuf" if _is_sample(parameters):
+            return _parse_protobuf(record.value)
+        case _:
+            error = (
+                f"content-type is {content_type!r}: use {JSON} or {PROTOBUF} of alinfik.v1.Sample"
+            )
+            return DeadLetter("unknown_content_type", error[:_ERROR_CHARACTERS])
+
+
+def valuation_record(valuation: Valuation, source: SourceRecord) -> OutgoingRecord:
+    """The record that carries a valuation: its source's key and timestamp, and where that stood."""
+    text = json_format.MessageToJson(
+        valuation,
+        preserving_proto_field_name=True,
+        # Readers need not know which numbers and flags proto3 leaves out when they are zero.
+        always_print_fields_with_no_presence=True,
+        indent=None,
+        ensure_ascii=False,
+    )
+    headers = [
+        (CONTENT_TYPE, JSON.encode()),
+        ("alinfik-bundle-id", valuation.bundle_id.encode()),
+        *_source_headers(source),
+    ]
+    return OutgoingRecord(source.key, text.encode(), headers, source.timestamp)
+
+
+def dead_letter_record(letter: DeadLetter, source: SourceRecord) -> OutgoingRecord:
+    """The source record byte for byte, its own headers first, then why it could not be valued.
+
+    kafka-python cannot write a header without a value, nor a record with neither key nor value:
+    each gets an empty value in place of none.
+    """
+    headers = [(name, value or b"") for name, value in source.headers]
+    headers += [
+        ("alinfik-reason", letter.reason.encode()),
+        ("alinfik-error", letter.error.encode(errors="replace")),
+        *_source_headers(source),
+    ]
+    value = b"" if source.key is None and source.value is None else source.value
+    return OutgoingRecord(source.key, value, headers, source.timestamp)
+
+
+def _source_headers(source: SourceRecord) -> Headers:
+    return [
+        ("alinfik-source-topic", source.topic.encode()),
+        ("alinfik-source-partition", str(source.partition).encode()),
+        ("alinfik-source-offset", str(source.offset).encode()),
+    ]
+
+
+def _is_sample(parameters: str) -> bool:
+    """Whether ``proto=`` or ``messageType=`` names our message, or neither is there."""
+    for parameter in parameters.split(";"):
+        name, _, value = parameter.partition("=")
+        if name.strip().lower() in {"proto", "messagetype"}:
+            return value.strip().strip('"') == Sample.DESCRIPTOR.full_name
+    return True
+
+
+def _parse_json(value: bytes) -> Sample | DeadLetter:
+    try:
+        fields: object = json.loads(value.decode())
+    except UnicodeDecodeError as error:
+        return DeadLetter("bad_utf8", f"byte {error.start} is not UTF-8")
+    except json.JSONDecodeError as error:
+        return DeadLetter("bad_json", f"not JSON: {error}")
+    except RecursionError:
+        return DeadLetter("bad_json", "nested too deeply")
+    except ValueError as error:  # an integer of more digits than Python will read
+        return DeadLetter("bad_json", str(error)[:_ERROR_CHARACTERS])
+    if not isinstance(fields, dict):
+        return DeadLetter("not_a_sample", f"JSON {_json_type(fields)}, not an object")
+    named = cast("dict[str, object]", fields)
+    # As the protobuf JSON mapping has it, null is a field that was not set.
+    present = {name: named[name] for name in _FIELDS if named.get(name) is not None}
+    if not present:
+        return DeadLetter("not_a_sample", f"none of the fields {', '.join(_FIELDS)}")
+    for name, text in present.items():
+        if not isinstance(text, str):
+            return DeadLetter("wrong_type", f"{name} is a JSON {_json_type(text)}, not a string")
+    try:
+        return Sample(**cast("dict[str, str]", present))
+    except UnicodeEncodeError:
+        return DeadLetter("bad_utf8", "a string holds half of a surrogate pair")
+
+
+def _parse_protobuf(value: bytes) -> Sample | DeadLetter:
+    try:
+        return Sample.FromString(value)
+    except DecodeError as error:
+        return DeadLetter("bad_protobuf", str(error)[:_ERROR_CHARACTERS])
+
+
+def _json_type(value: object) -> str:
+    match value:
+        case None:
+            return "null"
+        case bool():
+            return "boolean"
+        case int() | float():
+            return "number"
+        case str():
+            return "string"
+        case list():
+            return "array"
+        case _:
+            return "object"
