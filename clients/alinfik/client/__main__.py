@@ -39,12 +39,19 @@ def _host_and_port(address: str) -> str:
     return address
 
 
+def _brokers(addresses: str) -> str:
+    return ",".join(_host_and_port(address.strip()) for address in addresses.split(","))
+
+
 _Address = Annotated[str, AfterValidator(_host_and_port)]
+_Brokers = Annotated[str, AfterValidator(_brokers)]
 _ADDRESS = Field(default="127.0.0.1:50051", description="HOST:PORT of alinfik-server.")
 _TIMEOUT = Field(
     default=30.0, description="Seconds that one answer may take; raise it for a busy server."
 )
-_BOOTSTRAP = Field(default="127.0.0.1:9092", description="HOST:PORT of a Kafka broker.")
+_BOOTSTRAP = Field(
+    default="127.0.0.1:9092", description="HOST:PORT of Kafka brokers, comma-separated."
+)
 
 
 class Score(BaseSettings):
@@ -94,7 +101,7 @@ class Ingest(BaseSettings):
     model_config = _SETTINGS
 
     file: CliPositionalArg[str] = Field(description="JSONL file, .gz too; - is standard input.")
-    kafka_bootstrap: _Address = _BOOTSTRAP
+    kafka_bootstrap: _Brokers = _BOOTSTRAP
     topic: str = Field(default="samples", description="Topic that the server reads.")
 
     def cli_cmd(self) -> None:
@@ -115,7 +122,7 @@ class Watch(BaseSettings):
 
     model_config = _SETTINGS
 
-    kafka_bootstrap: _Address = _BOOTSTRAP
+    kafka_bootstrap: _Brokers = _BOOTSTRAP
     topic: str = Field(default="valuations", description="Topic that the server writes.")
     from_beginning: CliImplicitFlag[bool] = Field(
         default=False, description="Start with the oldest valuation instead of the next."
