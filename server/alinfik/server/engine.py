@@ -75,12 +75,14 @@ class Engine:
         bundle: a verified bundle.
         settings: workers, batch size and bounds.
         metrics: where to count.
+
+    Once started, ``device`` says where the model runs, and ``batch_tokens`` how large a batch is.
     """
 
     def __init__(self, bundle: Bundle, settings: ServerSettings, metrics: Metrics) -> None:
         self.bundle = bundle
-        self.device: Device = find_device()
-        self.batch_tokens = settings.batch_tokens or BATCH_TOKENS[self.device]
+        self.device: Device = "cpu"
+        self.batch_tokens = 0
         self._settings = settings
         self._metrics = metrics
         self._tally = Tally(metrics, bundle)
@@ -127,8 +129,8 @@ class Engine:
             self._release(batch)
             for entry in batch:
                 entry.call.fail(NotRunningError("the server is stopping"))
-        self._tokenising.shutdown()
-        self._running.shutdown()
+        self._tokenising.shutdown(wait=False)
+        self._running.shutdown(wait=False)
 
     async def score(
         self,
@@ -201,6 +203,8 @@ class Engine:
     async def _admit(self, bound: Bound, units: int, wait: bool) -> None:
         if wait:
             await bound.acquire(units)
+            if self._stopping:
+                raise NotRunningError("the server is stopping")
         elif not bound.try_acquire(units):
             least, most = _RETRY_SECONDS
             queued = sum(held.held for held in self._tokens.values())
@@ -249,7 +253,9 @@ class Engine:
 
     def _load(self) -> Runtime:
         """Load the model and run its largest and its smallest batch, in a worker's thread."""
-        runtime = Runtime(self.bundle, self.device, self._settings.threads())
+        runtime = Runtime(self.bundle, find_device(), self._settings.threads())
+        self.device = runtime.device
+        self.batch_tokens = self._settings.batch_tokens or BATCH_TOKENS[runtime.device]
         longest = self.bundle.manifest.encoding.token_limit
         # The tokenizer's last id shows whether the model knows every token that may come.
         row = Encoded(np.full(longest, self._encoder.last_id), 0, truncated=False)

@@ -1,0 +1,75 @@
+"""What surrounds every gRPC call: its id in the log, its count, and its status where it failed.
+
+Comes in: a method's name and its context. Goes out: metrics, and a status instead of an exception.
+Knows nothing of what the methods do.
+"""
+
+import asyncio
+import uuid
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import grpc
+import structlog
+from alinfik.server.errors import status_of
+from alinfik.server.metrics import Metrics
+from google.rpc.code_pb2 import INTERNAL, Code
+from grpc.aio import ServicerContext
+from grpc_status import rpc_status
+from structlog.contextvars import bound_contextvars
+
+# Sent by a caller, or a proxy before us, to find the call in our log; else we make one up.
+REQUEST_ID = "x-request-id"
+_MAX_REQUEST_ID = 128
+
+_log = structlog.get_logger()
+
+
+class Calls:
+    """All calls in flight."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+        self._in_flight = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    @asynccontextmanager
+    async def call(
+        self, method: str, context: ServicerContext[Any, Any]
+    ) -> AsyncGenerator[None, None]:
+        """Surround one call of ``method``; what it raises becomes the call's status."""
+        request_id = _request_id(context)
+        code = "OK"
+        self._in_flight += 1
+        self._idle.clear()
+        with bound_contextvars(request_id=request_id, method=method):
+            try:
+                yield
+            except (asyncio.CancelledError, GeneratorExit):
+                code = grpc.StatusCode.CANCELLED.name
+                raise
+            except Exception as error:  # noqa: BLE001 - none may end a call without a proper status
+                status = status_of(error)
+                code = Code.Name(status.code)
+                if status.code == INTERNAL:
+                    _log.error("call failed", error=status.message)
+                end = rpc_status.to_status(status)  # pyright: ignore[reportUnknownMemberType] - untyped
+                await context.abort(end.code, end.details, end.trailing_metadata)
+            finally:
+                self._metrics.requests.labels(method, code).inc()
+                self._in_flight -= 1
+                if not self._in_flight:
+                    self._idle.set()
+
+    async def wait_idle(self) -> None:
+        """Wait until no call is in flight."""
+        await self._idle.wait()
+
+
+def _request_id(context: ServicerContext[Any, Any]) -> str:
+    for key, value in context.invocation_metadata() or ():
+        if key == REQUEST_ID:
+            return str(value)[:_MAX_REQUEST_ID]
+    return uuid.uuid4().hex

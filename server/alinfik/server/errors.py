@@ -1,0 +1,115 @@
+"""The one table from what can go wrong to a gRPC status.
+
+Comes in: an exception, or what is wrong with a sample. Goes out: a ``google.rpc.Status`` with
+details, which ends a call or stands in one sample's ``ScoreResult.error``. Never a stack trace.
+
+    InvalidRequestError, Rejection   INVALID_ARGUMENT    BadRequest: every bad field
+    NotFoundError                    NOT_FOUND           ResourceInfo
+    QueueFull                        RESOURCE_EXHAUSTED  RetryInfo
+    TimeoutError                     DEADLINE_EXCEEDED
+    NotRunningError                  UNAVAILABLE         RetryInfo
+    ModelError                       INTERNAL            ErrorInfo with the error id
+    anything else, a defect          INTERNAL            ErrorInfo with the error id
+"""
+
+import uuid
+from collections.abc import Sequence
+
+import structlog
+from alinfik.server.engine import ModelError, NotRunningError, QueueFull
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.message import Message
+from google.rpc.code_pb2 import (
+    DEADLINE_EXCEEDED,
+    INTERNAL,
+    INVALID_ARGUMENT,
+    NOT_FOUND,
+    RESOURCE_EXHAUSTED,
+    UNAVAILABLE,
+)
+from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, ResourceInfo, RetryInfo
+from google.rpc.status_pb2 import Status
+
+# Long enough for a warm-up or for another replica to take over, short enough not to be noticed.
+_UNAVAILABLE_RETRY_SECONDS = 1.0
+# Violations told in the message; the details have them all.
+_TOLD = 3
+
+# A field's path, ``samples[3].completion``, and what is wrong with it.
+Violation = tuple[str, str]
+
+_log = structlog.get_logger()
+
+
+class InvalidRequestError(Exception):
+    """A request breaks the contract in one field or more."""
+
+    def __init__(self, violations: Sequence[Violation]) -> None:
+        super().__init__("invalid request")
+        self.violations = violations
+
+
+class NotFoundError(Exception):
+    """A request names a ``kind`` of thing (``bundle``, ``target``) that is not there."""
+
+    def __init__(self, kind: str, name: str, known: Sequence[str]) -> None:
+        super().__init__(f"no {kind} {name!r}; there is {', '.join(known)}")
+        self.kind = kind
+        self.name = name
+
+
+def status_of(error: Exception) -> Status:
+    """The status that ``error`` means. A defect is logged, under the id that the status carries."""
+    match error:
+        case InvalidRequestError():
+            return invalid(error.violations)
+        case NotFoundError():
+            info = ResourceInfo(resource_type=error.kind, resource_name=error.name)
+            return _status(NOT_FOUND, str(error), info)
+        case QueueFull():
+            seconds = error.retry_after_seconds
+            message = f"the queue is full; try again in {seconds:.2g} s"
+            return _status(RESOURCE_EXHAUSTED, message, _retry(seconds))
+        case TimeoutError():
+            message = "the deadline passed before all samples were valued"
+            return _status(DEADLINE_EXCEEDED, message)
+        case NotRunningError():
+            retry = _retry(_UNAVAILABLE_RETRY_SECONDS)
+            return _status(UNAVAILABLE, str(error), retry)
+        case ModelError():
+            return _internal(str(error), "MODEL_FAILED", error.error_id)
+        case _:
+            error_id = uuid.uuid4().hex[:12]
+            _log.error("a call failed on a defect", error_id=error_id, exc_info=error)
+            message = f"internal error; the server's log says why under error id {error_id}"
+            return _internal(message, "DEFECT", error_id)
+
+
+def invalid(found: Sequence[Violation]) -> Status:
+    """INVALID_ARGUMENT for all of ``found``."""
+    told = "; ".join(f"{path} {message}" for path, message in found[:_TOLD])
+    more = f"; and {len(found) - _TOLD} more" if len(found) > _TOLD else ""
+    details = BadRequest(
+        field_violations=[
+            BadRequest.FieldViolation(field=path, description=message) for path, message in found
+        ]
+    )
+    return _status(INVALID_ARGUMENT, told + more, details)
+
+
+def _internal(message: str, reason: str, error_id: str) -> Status:
+    info = ErrorInfo(reason=reason, domain="alinfik.v1", metadata={"error_id": error_id})
+    return _status(INTERNAL, message, info)
+
+
+def _retry(seconds: float) -> RetryInfo:
+    delay = Duration()
+    delay.FromNanoseconds(int(seconds * 1e9))
+    return RetryInfo(retry_delay=delay)
+
+
+def _status(code: int, message: str, *details: Message) -> Status:
+    status = Status(code=code, message=message)
+    for detail in details:
+        status.details.add().Pack(detail)
+    return status

@@ -1,0 +1,157 @@
+"""The gRPC service ``alinfik.v1.ValuationService``.
+
+Comes in: requests. Goes out: responses, or the statuses of ``errors``. Knows which bundles
+there are; knows nothing of sockets, batches and models.
+"""
+
+# ruff: noqa: N802 - the proto names the methods
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from typing import cast
+
+from alinfik.server.bound import Bound
+from alinfik.server.calls import Calls
+from alinfik.server.engine import Engine, NotRunningError, Priority
+from alinfik.server.errors import InvalidRequestError, NotFoundError, status_of
+from alinfik.server.metrics import Metrics
+from alinfik.server.ordered import in_order
+from alinfik.server.requests import check_size, check_targets, response, sample_violations
+from alinfik.server.settings import ServerSettings
+from alinfik.v1 import (
+    BundleSummary,
+    GetBundleRequest,
+    GetBundleResponse,
+    ListBundlesRequest,
+    ListBundlesResponse,
+    ScoreRequest,
+    ScoreResponse,
+    ScoreResult,
+)
+from alinfik.v1.valuation_service_pb2_grpc import ValuationServiceServicer
+from grpc.aio import ServicerContext
+
+
+class ValuationService(ValuationServiceServicer):
+    """Values samples with the engines that have been put in service.
+
+    Args:
+        settings: limits of requests and streams.
+        metrics: where to count.
+        calls: surrounds every call.
+    """
+
+    def __init__(self, settings: ServerSettings, metrics: Metrics, calls: Calls) -> None:
+        self._settings = settings
+        self._metrics = metrics
+        self._calls = calls
+        self._engines: dict[str, Engine] = {}
+        self._active = ""
+        self._draining = asyncio.Event()
+
+    def activate(self, engine: Engine) -> None:
+        """Put a started engine in service; requests that name no bundle go to it."""
+        self._engines[engine.bundle.id] = engine
+        self._active = engine.bundle.id
+
+    def drain(self) -> None:
+        """Take no more requests; streams end once what they have read is answered."""
+        self._draining.set()
+
+    async def Score(
+        self, request: ScoreRequest, context: ServicerContext[ScoreRequest, ScoreResponse]
+    ) -> ScoreResponse:
+        """Value a batch: all or nothing, unless the request asks for partial success."""
+        async with self._calls.call("Score", context):
+            check_size(request, self._settings.max_samples_per_request)
+            faults = sample_violations(request)
+            if faults and not request.partial_success:
+                self._metrics.samples.labels("grpc", "rejected").inc(len(faults))
+                raise InvalidRequestError([fault for place in faults.values() for fault in place])
+            # None where the caller set no deadline, whatever its type says.
+            remaining = cast("float | None", context.time_remaining())
+            deadline = None if remaining is None else asyncio.get_running_loop().time() + remaining
+            return await self._score(request, Priority.INTERACTIVE, wait=False, deadline=deadline)
+
+    # grpc.aio takes a handler that writes to its context as well as one that yields, and only the
+    # former is sure to be told at once when the client goes; its types know the latter alone.
+    async def ScoreStream(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self,
+        request_iterator: AsyncIterator[ScoreRequest],
+        context: ServicerContext[ScoreRequest, ScoreResponse],
+    ) -> None:
+        """Value batches as they come; each sample gets its own status."""
+        async with self._calls.call("ScoreStream", context):
+            bound = Bound(self._settings.stream_samples)
+            answers = in_order(request_iterator, self._answer, _weight, bound, self._draining)
+            async with aclosing(answers):
+                async for answer in answers:
+                    await context.write(answer)
+            if self._draining.is_set():
+                raise NotRunningError(
+                    "the server is stopping; open a new stream for the requests not yet answered"
+                )
+
+    async def ListBundles(
+        self,
+        request: ListBundlesRequest,  # noqa: ARG002 - it has no fields
+        context: ServicerContext[ListBundlesRequest, ListBundlesResponse],
+    ) -> ListBundlesResponse:
+        """The bundles in service."""
+        async with self._calls.call("ListBundles", context):
+            return ListBundlesResponse(
+                bundles=[
+                    BundleSummary(
+                        bundle_id=bundle_id,
+                        active=bundle_id == self._active,
+                        targets=engine.bundle.targets,
+                        backbone=engine.bundle.manifest.proxy.backbone,
+                    )
+                    for bundle_id, engine in self._engines.items()
+                ]
+            )
+
+    async def GetBundle(
+        self,
+        request: GetBundleRequest,
+        context: ServicerContext[GetBundleRequest, GetBundleResponse],
+    ) -> GetBundleResponse:
+        """One bundle's manifest."""
+        async with self._calls.call("GetBundle", context):
+            bundle = self._engine(request.bundle_id).bundle
+            return GetBundleResponse(bundle=bundle.manifest, active=bundle.id == self._active)
+
+    async def _answer(self, request: ScoreRequest) -> ScoreResponse:
+        """One request of a stream. What would fail a call is said of each of its samples."""
+        try:
+            check_size(request, self._settings.max_samples_per_request)
+            return await self._score(request, Priority.STREAM, wait=True, deadline=None)
+        except Exception as error:  # noqa: BLE001 - it ends one request and not the stream
+            failed = ScoreResult(error=status_of(error))
+            return ScoreResponse(results=[failed] * len(request.samples))
+
+    async def _score(
+        self, request: ScoreRequest, priority: Priority, *, wait: bool, deadline: float | None
+    ) -> ScoreResponse:
+        with self._metrics.request_seconds.labels(
+            "Score" if priority is Priority.INTERACTIVE else "ScoreStream"
+        ).time():
+            engine = self._engine(request.bundle_id)
+            check_targets(request, engine.bundle)
+            outcomes = await engine.score(
+                request.samples, priority=priority, source="grpc", wait=wait, deadline=deadline
+            )
+            return response(request, outcomes)
+
+    def _engine(self, bundle_id: str) -> Engine:
+        if not self._active:
+            raise NotRunningError("no bundle is ready yet; the server is starting")
+        if (engine := self._engines.get(bundle_id or self._active)) is None:
+            raise NotFoundError("bundle", bundle_id, list(self._engines))
+        return engine
+
+
+def _weight(request: ScoreRequest) -> int:
+    # A request without samples is held too.
+    return max(1, len(request.samples))
