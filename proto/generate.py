@@ -1,4 +1,4 @@
-"""Regenerates the Python of `alinfik/v1/*.proto`: `make proto`, or `python proto/generate.py [OUT]`.
+"""Regenerates the Python of `alinfik/v1/*.proto`: `make proto`, or `proto/generate.py [OUT]`.
 
 The generated files are committed, so that installing needs no protoc; a test proves them fresh.
 """
@@ -10,6 +10,7 @@ from pathlib import Path
 from grpc_tools import protoc
 
 ROOT = Path(__file__).parent
+_MYPY_PLUGINS = ("protoc-gen-mypy", "protoc-gen-mypy_grpc")
 
 
 def generate(out: Path) -> None:
@@ -23,6 +24,9 @@ def generate(out: Path) -> None:
     ):
         arguments = [f"-I{include}" for include in includes]
         arguments += [f"--{plugin}_out={out}" for plugin in plugins]
+        # Beside this interpreter, also where its environment is not the activated one.
+        scripts = Path(sys.executable).parent
+        arguments += [f"--plugin={name}={scripts / name}" for name in _MYPY_PLUGINS]
         if protoc.main(["protoc", *arguments, *map(str, paths)]) != 0:
             raise SystemExit("protoc failed")
 
