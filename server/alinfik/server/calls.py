@@ -31,7 +31,7 @@ class Calls:
 
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
-        self._in_flight = 0
+        self.in_flight = 0
         self._idle = asyncio.Event()
         self._idle.set()
 
@@ -42,7 +42,7 @@ class Calls:
         """Surround one call of ``method``; what it raises becomes the call's status."""
         request_id = _request_id(context)
         code = "OK"
-        self._in_flight += 1
+        self.in_flight += 1
         self._idle.clear()
         with bound_contextvars(request_id=request_id, method=method):
             try:
@@ -59,8 +59,8 @@ class Calls:
                 await context.abort(end.code, end.details, end.trailing_metadata)
             finally:
                 self._metrics.requests.labels(method, code).inc()
-                self._in_flight -= 1
-                if not self._in_flight:
+                self.in_flight -= 1
+                if not self.in_flight:
                     self._idle.set()
 
     async def wait_idle(self) -> None:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 _INPUTS = ("input_ids", "attention_mask", "completion_mask")
 _OUTPUTS = ("value", "lower", "upper", "ood")
+_CUDA = "CUDAExecutionProvider"
 _ERRORS_ONLY = 3
 # Every cast below gives a type to what ONNX Runtime leaves untyped.
 _ort = cast("Any", ort)
@@ -59,13 +60,13 @@ class Runtime:
         if device == "cuda":
             # Finds cuDNN and cuBLAS where pip puts them.
             _ort.preload_dlls()
-            providers.insert(0, "CUDAExecutionProvider")
+            providers.insert(0, _CUDA)
         try:
             self._session = _ort.InferenceSession(str(bundle.model), options, providers=providers)
         except Exception as error:
             # Its exceptions have no base of their own.
             raise BundleError(f"{bundle.model} does not load: {error}") from error
-        self.device: Device = "cuda" if providers[0] in self._session.get_providers() else "cpu"
+        self.device: Device = "cuda" if _CUDA in self._session.get_providers() else "cpu"
         self._pad_id = bundle.manifest.encoding.pad_id
         self._check(bundle)
 

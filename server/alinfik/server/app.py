@@ -1,0 +1,116 @@
+"""The whole server: brings its parts up in order, and down again.
+
+Comes in: settings. Goes out: a running server, until SIGTERM or SIGINT. Up: bundle verified,
+metrics and gRPC listening, model warm, Kafka. Down: Kafka and gRPC drain side by side, then the
+engine stops.
+"""
+
+import asyncio
+import signal
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+
+import structlog
+from alinfik.server.bundle import load_bundle
+from alinfik.server.endpoint import serve_metrics
+from alinfik.server.engine import Engine
+from alinfik.server.front import Front
+from alinfik.server.logs import configure_logs
+from alinfik.server.metrics import Metrics
+from alinfik.server.settings import ServerSettings
+from prometheus_client import CollectorRegistry, ProcessCollector
+
+_log = structlog.get_logger()
+
+
+async def serve(settings: ServerSettings) -> None:
+    """Serve until SIGTERM or SIGINT, then drain; a second signal cuts the draining short.
+
+    Raises:
+        CommandError: the bundle does not verify or load, or an address cannot be listened on.
+    """
+    configure_logs(settings.log_format)
+    server = asyncio.create_task(_serve_forever(settings))
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, server.cancel)
+    with suppress(asyncio.CancelledError):
+        await server
+    _log.info("stopped")
+
+
+@dataclass(frozen=True)
+class Running:
+    """A server that is ready, and where it listens."""
+
+    grpc: str
+    metrics: str
+    engine: Engine
+
+
+@asynccontextmanager
+async def running(settings: ServerSettings) -> AsyncGenerator[Running, None]:
+    """Bring a server up; drain it and take it down at the end.
+
+    Raises:
+        CommandError: as ``serve``.
+    """
+    bundle = load_bundle(settings.bundle)
+    registry = CollectorRegistry()
+    metrics = Metrics(registry)
+    ProcessCollector(registry=registry)
+    metrics.bundle.info({"bundle_id": bundle.id, "backbone": bundle.manifest.proxy.backbone})
+    front = Front(settings, metrics)
+    with serve_metrics(settings.metrics, registry) as metrics_address:
+        grpc_address = await front.listen()
+        try:
+            async with Engine(bundle, settings, metrics) as engine:
+                stop_kafka = _start_kafka(settings, engine, metrics)
+                await front.open(engine)
+                try:
+                    yield Running(grpc_address, metrics_address, engine)
+                finally:
+                    seconds = settings.drain_seconds
+                    _log.info("draining", drain_seconds=seconds)
+                    await asyncio.gather(front.close(seconds), stop_kafka(seconds))
+        finally:
+            await front.close(0)
+
+
+def _start_kafka(
+    settings: ServerSettings, engine: Engine, metrics: Metrics
+) -> Callable[[float], Awaitable[None]]:
+    """Start the pipeline if a broker is named; returns what stops it within so many seconds."""
+
+    async def nothing(_seconds: float) -> None:
+        pass
+
+    if not settings.kafka_bootstrap:
+        return nothing
+    # Not at the top: without a broker, no Kafka client is loaded.
+    from alinfik.server.kafka_pipeline import KafkaPipeline
+
+    pipeline = KafkaPipeline(settings, engine, metrics, asyncio.get_running_loop())
+    pipeline.start()
+
+    async def stop(seconds: float) -> None:
+        if not await asyncio.to_thread(pipeline.stop, seconds):
+            _log.warning("kafka did not stop in time; the broker aborts what is open")
+
+    return stop
+
+
+async def _serve_forever(settings: ServerSettings) -> None:
+    async with running(settings) as server:
+        bundle = server.engine.bundle
+        _log.info(
+            "ready",
+            grpc=server.grpc,
+            metrics=server.metrics,
+            kafka=settings.kafka_bootstrap or "none",
+            bundle_id=bundle.id,
+            targets=bundle.targets,
+            device=server.engine.device,
+        )
+        await asyncio.Event().wait()

@@ -1,0 +1,95 @@
+"""The gRPC front door: socket, service, health and reflection, from start to drained.
+
+Comes in: settings. Goes out: a listening server that says NOT_SERVING until it has an engine, and
+again while it drains. Knows nothing of bundles and Kafka.
+"""
+
+import asyncio
+from typing import Any, cast
+
+import grpc
+import structlog
+from alinfik.command import CommandError
+from alinfik.server.address import check_listenable, join_address, parse_address
+from alinfik.server.calls import Calls
+from alinfik.server.engine import Engine
+from alinfik.server.metrics import Metrics
+from alinfik.server.service import ValuationService
+from alinfik.server.settings import ServerSettings
+from alinfik.v1 import valuation_service_pb2
+from alinfik.v1.valuation_service_pb2_grpc import add_ValuationServiceServicer_to_server
+from grpc_health.v1 import health
+from grpc_health.v1.health_pb2 import HealthCheckResponse
+from grpc_health.v1.health_pb2_grpc import (
+    add_HealthServicer_to_server,  # pyright: ignore[reportUnknownVariableType] - untyped
+)
+from grpc_reflection.v1alpha import reflection
+
+SERVICE = valuation_service_pb2.DESCRIPTOR.services_by_name["ValuationService"].full_name
+# Once all calls are done: for their last bytes to leave, and for health watchers to hear the end.
+# The watchers would stay for ever, so they are not waited for.
+_PARTING_SECONDS = 0.5
+
+_log = structlog.get_logger()
+
+
+class Front:
+    """A gRPC server with the standard services beside ours."""
+
+    def __init__(self, settings: ServerSettings, metrics: Metrics) -> None:
+        self._settings = settings
+        self._calls = Calls(metrics)
+        self._service = ValuationService(settings, metrics, self._calls)
+        # The package ships no types.
+        self._health: Any = cast("Any", health).aio.HealthServicer()
+        self._server = grpc.aio.server(
+            options=[
+                # gRPC's default lets a second server share the port in silence.
+                ("grpc.so_reuseport", 0),
+                ("grpc.max_receive_message_length", settings.max_message_bytes),
+                ("grpc.max_send_message_length", -1),
+            ]
+        )
+
+    async def listen(self) -> str:
+        """Start to answer, with UNAVAILABLE for now; returns the address with its real port.
+
+        Raises:
+            CommandError: the address cannot be listened on.
+        """
+        address = self._settings.listen
+        check_listenable(address, "--listen")
+        add_ValuationServiceServicer_to_server(self._service, self._server)
+        add_HealthServicer_to_server(self._health, self._server)
+        reflection.enable_server_reflection(
+            (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server
+        )
+        await self._say(HealthCheckResponse.NOT_SERVING)
+        try:
+            port = self._server.add_insecure_port(address)
+        except RuntimeError as error:
+            raise CommandError(f"--listen {address}: cannot listen ({error})") from error
+        await self._server.start()
+        return join_address(parse_address(address)[0], port)
+
+    async def open(self, engine: Engine) -> None:
+        """Serve with a started ``engine``."""
+        self._service.activate(engine)
+        await self._say(HealthCheckResponse.SERVING)
+
+    async def close(self, seconds: float) -> None:
+        """Take no more, give calls in flight ``seconds`` to end, then cut them off."""
+        await self._health.enter_graceful_shutdown()
+        self._service.drain()
+        stopped = asyncio.create_task(self._server.stop(seconds))
+        try:
+            async with asyncio.timeout(seconds):
+                await self._calls.wait_idle()
+        except TimeoutError:
+            _log.warning("calls cut off", calls=self._calls.in_flight, drain_seconds=seconds)
+        await self._server.stop(_PARTING_SECONDS)
+        await stopped
+
+    async def _say(self, status: HealthCheckResponse.ServingStatus) -> None:
+        for service in ("", SERVICE):
+            await self._health.set(service, status)
