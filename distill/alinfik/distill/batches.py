@@ -1,0 +1,71 @@
+"""Groups encoded samples into padded batches.
+
+In: `Encoded` samples. Out: `Batch`es of tensors, nearest lengths together. Knows nothing of models.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from alinfik.distill.encoding import Encoded
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Samples padded on the right to one length.
+
+    Attributes:
+        indices: where the samples stand in the sequence that was batched, B of them.
+        input_ids: int64 [B, T].
+        attention_mask: int64 [B, T], 1 on tokens and 0 on padding.
+        completion_mask: int64 [B, T], 1 on completion tokens.
+    """
+
+    indices: list[int]
+    input_ids: Tensor
+    attention_mask: Tensor
+    completion_mask: Tensor
+
+    def to(self, device: torch.device) -> "Batch":
+        """Return the batch with its tensors on ``device``."""
+        return Batch(
+            self.indices,
+            self.input_ids.to(device),
+            self.attention_mask.to(device),
+            self.completion_mask.to(device),
+        )
+
+
+def pad(samples: Sequence[Encoded], indices: list[int], pad_id: int) -> Batch:
+    """Pad the samples at ``indices`` to the longest of them."""
+    chosen = [samples[index] for index in indices]
+    longest = max(len(sample) for sample in chosen)
+    input_ids = torch.full((len(chosen), longest), pad_id, dtype=torch.int64)
+    attention_mask = torch.zeros_like(input_ids)
+    completion_mask = torch.zeros_like(input_ids)
+    for row, sample in enumerate(chosen):
+        input_ids[row, : len(sample)] = torch.tensor(sample.input_ids)
+        attention_mask[row, : len(sample)] = 1
+        completion_mask[row, sample.completion_start : len(sample)] = 1
+    return Batch(indices, input_ids, attention_mask, completion_mask)
+
+
+def batched_by_length(
+    samples: Sequence[Encoded], padded_tokens: int, pad_id: int
+) -> Iterator[Batch]:
+    """Yield all samples in batches of at most ``padded_tokens`` (rows x longest), longest first.
+
+    A sample longer than the budget has a batch of its own. Longest first, so that a run that does
+    not fit into memory fails at its start.
+    """
+    order = sorted(range(len(samples)), key=lambda index: -len(samples[index]))
+    indices: list[int] = []
+    for index in order:
+        longest = len(samples[indices[0]]) if indices else 0
+        if indices and (len(indices) + 1) * longest > padded_tokens:
+            yield pad(samples, indices, pad_id)
+            indices = []
+        indices.append(index)
+    if indices:
+        yield pad(samples, indices, pad_id)

@@ -1,0 +1,95 @@
+"""Writes the served model as ONNX and checks that ONNX Runtime agrees with torch."""
+
+import logging
+import warnings
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import torch
+from alinfik.command import CommandError
+from alinfik.distill.batches import Batch
+from alinfik.distill.calibrate import ServedModel
+from numpy.typing import NDArray
+
+INPUTS = ("input_ids", "attention_mask", "completion_mask")
+OUTPUTS = ("value", "lower", "upper", "ood")
+
+# Largest difference from torch, as a share of the values' standard deviation, that may ship.
+# float32 rounding gives about 1e-6.
+PARITY_LIMIT = 1e-3
+
+Floats = NDArray[np.float32]
+
+
+class ExportError(CommandError):
+    """The exported model does not compute what the trained one does."""
+
+
+class OnnxModel:
+    """An exported model in ONNX Runtime, on the CPU.
+
+    Args:
+        path: `model.onnx` of a bundle.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+
+    def run(self, batch: Batch) -> tuple[Floats, Floats, Floats, Floats]:
+        """Return value, lower, upper [B, K] and ood [B]."""
+        tensors = (batch.input_ids, batch.attention_mask, batch.completion_mask)
+        feed = {name: tensor.numpy() for name, tensor in zip(INPUTS, tensors, strict=True)}
+        value, lower, upper, ood = (
+            np.asarray(output, dtype=np.float32)
+            for output in self._session.run(list(OUTPUTS), feed)
+        )
+        return value, lower, upper, ood
+
+
+def export_onnx(model: ServedModel, example: Batch, path: Path) -> None:
+    """Write ``model`` to ``path`` with dynamic batch and length, as one file.
+
+    Args:
+        model: in evaluation mode, on the CPU.
+        example: at least two samples of at least two tokens, to trace with.
+        path: the file to write.
+    """
+    rows, tokens = torch.export.Dim("batch", min=1), torch.export.Dim("tokens", min=1)
+    # The exporter tells its user how to name axes and which torchvision operators it lacks.
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        program = torch.onnx.export(
+            model,
+            (example.input_ids, example.attention_mask, example.completion_mask),
+            dynamo=True,
+            verbose=False,
+            input_names=list(INPUTS),
+            output_names=list(OUTPUTS),
+            dynamic_shapes=({0: rows, 1: tokens},) * len(INPUTS),
+        )
+    if program is None:
+        raise ExportError("torch.onnx.export gave no program")
+    program.save(path, external_data=False)
+
+
+@torch.no_grad()
+def export_error(model: ServedModel, onnx: OnnxModel, batch: Batch) -> float:
+    """Return the largest difference between the two, over the values' standard deviation.
+
+    Raises:
+        ExportError: it is above `PARITY_LIMIT`.
+    """
+    expected = model(batch.input_ids, batch.attention_mask, batch.completion_mask)
+    spread = max(float(expected[0].std()), 1e-12)
+    error = max(
+        float(np.abs(there - here.numpy()).max()) / (spread if name != "ood" else 1.0)
+        for name, here, there in zip(OUTPUTS, expected, onnx.run(batch), strict=True)
+    )
+    if not error <= PARITY_LIMIT:
+        raise ExportError(
+            f"the exported model is {error:.2g} standard deviations away from the trained "
+            f"one, more than {PARITY_LIMIT:g}; it is not written"
+        )
+    return error

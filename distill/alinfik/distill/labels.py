@@ -1,0 +1,190 @@
+"""The labels directory: Parquet shards, and a manifest once it is complete.
+
+    labels/
+      run.json            settings, versions and fingerprint of the run that writes it
+      part-00000.parquet  one row a sample, in the pool's order
+      manifest.json       the bundle manifest as far as labelling settles it; written last
+
+Columns: `id`, `provider`, `prompt`, `completion`, `group` (as read), `input_ids`,
+`completion_start`, `truncated` (as encoded), `loss` (nats, reduced as the label is), and for every
+target NAME `label_NAME` and `token_values_NAME` (one a completion token; they reduce to the label).
+"""
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from alinfik.command import CommandError
+from alinfik.distill.encoding import Encoded
+from alinfik.distill.samples import Row
+from alinfik.v1 import BundleManifest
+from google.protobuf import json_format
+from numpy.typing import NDArray
+
+MANIFEST = "manifest.json"
+RUN = "run.json"
+_TEXT_COLUMNS = ["id", "provider", "prompt", "completion", "group"]
+
+
+class LabelsError(CommandError):
+    """A labels directory that is absent, incomplete, or of another run."""
+
+
+def labels_schema(targets: list[str]) -> pa.Schema:
+    """Return the columns of a shard, for ``targets`` in this order."""
+    fields: list[pa.Field[Any]] = [pa.field(name, pa.string()) for name in _TEXT_COLUMNS]
+    fields += [
+        pa.field("input_ids", pa.list_(pa.int32())),
+        pa.field("completion_start", pa.int32()),
+        pa.field("truncated", pa.bool_()),
+        pa.field("loss", pa.float64()),
+    ]
+    for name in targets:
+        fields.append(pa.field(f"label_{name}", pa.float64()))
+        fields.append(pa.field(f"token_values_{name}", pa.list_(pa.float32())))
+    return pa.schema(fields)
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a file under a temporary name, then rename it."""
+    scratch = path.with_name(f".{path.name}.{os.getpid()}")
+    scratch.write_text(text)
+    scratch.rename(path)
+
+
+class LabelsWriter:
+    """Writes a labels directory shard by shard, taking up a run that was cut off.
+
+    Args:
+        directory: the labels directory; made if absent.
+        fingerprint: everything that decides the labels. A directory begun with another one is
+            refused.
+        record: settings and versions, kept beside the fingerprint so that the run can be repeated.
+    """
+
+    def __init__(
+        self, directory: Path, fingerprint: dict[str, object], record: dict[str, object]
+    ) -> None:
+        self._directory = directory
+        directory.mkdir(parents=True, exist_ok=True)
+        run = directory / RUN
+        if run.exists():
+            _refuse_other_run(directory, json.loads(run.read_text())["fingerprint"], fingerprint)
+        else:
+            if any(directory.iterdir()):
+                raise LabelsError(f"{directory} holds something else; give --out a new directory")
+            write_atomically(run, json.dumps({"fingerprint": fingerprint, **record}, indent=2))
+        for leftover in directory.glob(".part-*"):
+            leftover.unlink()
+
+    def has_shard(self, number: int) -> bool:
+        """Whether an earlier run has written shard ``number``."""
+        return self._shard(number).exists()
+
+    def write_shard(self, number: int, table: pa.Table) -> None:
+        """Write shard ``number``; it is there whole or not at all."""
+        path = self._shard(number)
+        scratch = path.with_name(f".{path.name}")
+        pq.write_table(table, scratch, compression="zstd")
+        scratch.rename(path)
+
+    def finish(self, manifest: BundleManifest) -> None:
+        """Say that every shard is there."""
+        text = json_format.MessageToJson(manifest, preserving_proto_field_name=True)
+        write_atomically(self._directory / MANIFEST, text)
+
+    def _shard(self, number: int) -> Path:
+        return self._directory / f"part-{number:05d}.parquet"
+
+
+def _refuse_other_run(directory: Path, theirs: dict[str, object], ours: dict[str, object]) -> None:
+    ours = json.loads(json.dumps(ours))
+    changed = [
+        f"{name} was {theirs.get(name)!r} and is now {ours.get(name)!r}"
+        for name in sorted(theirs.keys() | ours.keys())
+        if theirs.get(name) != ours.get(name)
+    ]
+    if changed:
+        raise LabelsError(
+            f"{directory} was begun with other settings: {'; '.join(changed)}. Give the old "
+            "settings to go on, or --out a new directory"
+        )
+
+
+@dataclass(frozen=True)
+class Labels:
+    """A complete labels directory.
+
+    Attributes:
+        manifest: encoding, language model, label settings and targets.
+        model: the `--model` that the labels were made with.
+        table: every row; see the module's list of columns.
+    """
+
+    manifest: BundleManifest
+    model: str
+    table: pa.Table
+
+    def __len__(self) -> int:
+        return self.table.num_rows
+
+    def take(self, indices: list[int]) -> "Labels":
+        """Return the labels of some samples."""
+        return Labels(self.manifest, self.model, self.table.take(indices))
+
+    @property
+    def names(self) -> list[str]:
+        """The targets' names, in the manifest's order: K of them."""
+        return [target.name for target in self.manifest.targets]
+
+    @property
+    def groups(self) -> list[str]:
+        """The group of every sample."""
+        return [str(group) for group in self.table["group"].to_pylist()]
+
+    @property
+    def rows(self) -> list[Row]:
+        """Every sample as it was read."""
+        return [Row(**row) for row in self.table.select(_TEXT_COLUMNS).to_pylist()]
+
+    @property
+    def samples(self) -> list[Encoded]:
+        """Every sample as it was encoded."""
+        columns = self.table.select(["input_ids", "completion_start", "truncated"])
+        return [Encoded(**row) for row in columns.to_pylist()]
+
+    @property
+    def values(self) -> NDArray[np.float64]:
+        """The labels, [N, K]."""
+        return np.stack([self.table[f"label_{name}"].to_numpy() for name in self.names], axis=1)
+
+    @property
+    def token_values(self) -> list[NDArray[np.float64]]:
+        """Every sample's token values, N arrays [completion tokens, K]."""
+        columns = [self.table[f"token_values_{name}"].to_pylist() for name in self.names]
+        return [np.array(values).T for values in zip(*columns, strict=True)]
+
+
+def read_labels(directory: Path) -> Labels:
+    """Read a labels directory.
+
+    Raises:
+        LabelsError: it is none, or the run that writes it has not finished.
+    """
+    if not (directory / RUN).is_file():
+        raise LabelsError(f"{directory} is no labels directory: it has no {RUN}")
+    if not (directory / MANIFEST).is_file():
+        done = len(list(directory.glob("part-*.parquet")))
+        raise LabelsError(
+            f"{directory} is incomplete ({done} shards so far): run `alinfik-distill label` with "
+            "the same settings again to finish it"
+        )
+    manifest = json_format.Parse((directory / MANIFEST).read_text(), BundleManifest())
+    model = json.loads((directory / RUN).read_text())["settings"]["model"]
+    shards = sorted(directory.glob("part-*.parquet"))
+    return Labels(manifest, model, pa.concat_tables([pq.read_table(shard) for shard in shards]))
