@@ -6,6 +6,7 @@ no Java, good enough to show a stream, not to prove exactly-once delivery.
 """
 
 import contextlib
+import logging
 import os
 import shutil
 import signal
@@ -118,6 +119,8 @@ class Broker:
 
     def admin(self, timeout_seconds: float = 30.0) -> KafkaAdminClient:
         """A new admin client; the caller closes it."""
+        # It logs every try of a broker that is not there yet.
+        logging.getLogger("kafka").setLevel(logging.CRITICAL)
         return KafkaAdminClient(
             bootstrap_servers=self.bootstrap,
             bootstrap_timeout_ms=timeout_seconds * 1000,

@@ -21,7 +21,11 @@ class ConsumerRecord(NamedTuple):
     value: bytes | None
     headers: Sequence[tuple[str, bytes | None]]
 
+class _Coordinator:
+    def need_rejoin(self) -> bool: ...
+
 class KafkaConsumer:
+    _coordinator: _Coordinator
     # A dozen keyword settings of many types; the library names unknown ones itself.
     def __init__(self, *topics: str, **configs: Any) -> None: ...
     def subscribe(self, topics: Sequence[str]) -> None: ...

@@ -15,8 +15,9 @@ from kafka.structs import ConsumerGroupMetadata, OffsetAndMetadata, TopicPartiti
 # A broker that is there answers in milliseconds; one that is not should be reported soon.
 CONNECT_MS = 3_000
 # How long a killed server keeps its partitions from the others. Heartbeats run on a thread of their
-# own every 3 s, so three may be lost.
+# own; they bring word of a rebalance too, of which a cooperative one has two rounds.
 SESSION_MS = 10_000
+HEARTBEAT_MS = 1_000
 # How long a killed server's open transaction holds up its partitions and their readers. A
 # transaction here opens when its batch is valued already, and lasts for a few round trips.
 TRANSACTION_MS = 15_000
@@ -32,6 +33,18 @@ MAX_REQUEST_BYTES = 64 * 1024 * 1024
 
 class TopicMissingError(KafkaError):
     """A topic of the settings is not there; the message says how to create it."""
+
+
+class GroupConsumer(KafkaConsumer):
+    """A consumer that says when its next poll will rejoin the group."""
+
+    def must_join(self) -> bool:
+        """Whether a heartbeat has brought word of a rebalance, or we are no member yet.
+
+        The group waits for us then, so what is in flight can still be committed. And the poll must
+        be a patient one: a join that ends between two polls is thrown away and begun again.
+        """
+        return self._coordinator.need_rejoin()
 
 
 class TransactionalProducer(KafkaProducer):
@@ -75,14 +88,14 @@ class TransactionalProducer(KafkaProducer):
         self.close(timeout=0)
 
 
-def open_consumer(settings: ServerSettings) -> KafkaConsumer:
+def open_consumer(settings: ServerSettings) -> GroupConsumer:
     """A member of the group, subscribed to the input topic.
 
     Raises:
         KafkaError: no broker answers.
         TopicMissingError: one of the three topics is not there.
     """
-    consumer = KafkaConsumer(
+    consumer = GroupConsumer(
         bootstrap_servers=settings.kafka_bootstrap.split(","),
         bootstrap_timeout_ms=CONNECT_MS,
         client_id=f"alinfik-{settings.kafka_group}",
@@ -97,6 +110,7 @@ def open_consumer(settings: ServerSettings) -> KafkaConsumer:
         partition_assignment_strategy=[CooperativeStickyAssignor()],
         max_poll_records=BATCH_RECORDS,
         session_timeout_ms=SESSION_MS,
+        heartbeat_interval_ms=HEARTBEAT_MS,
         allow_auto_create_topics=False,
         # The broker that was lost is asked again every second or so, not after half a minute.
         reconnect_backoff_max_ms=1_000,

@@ -5,6 +5,7 @@ session's. A broker that is not there, or goes away, is asked again; gRPC never 
 """
 
 import asyncio
+import logging
 import secrets
 import time
 from collections.abc import Sequence
@@ -58,6 +59,9 @@ class KafkaPipeline:
 
     def start(self) -> None:
         """Begin; returns at once, whether or not there is a broker."""
+        # kafka-python logs every try of a lost broker five times over; what matters of it comes as
+        # an exception, and is said once by us.
+        logging.getLogger("kafka").setLevel(logging.CRITICAL)
         self._thread.start()
 
     def stop(self, timeout_seconds: float) -> bool:

@@ -46,6 +46,8 @@ _IN_FLIGHT = 2
 # How long an idle consumer waits for records, and so how late it sees that it should stop: its wait
 # cannot be interrupted.
 _IDLE_MS = 200
+# How long it waits while the group agrees on who owns what.
+_JOIN_MS = 1_000
 # Between tries of a batch that keeps failing: soon, since a rebalance is over in a moment, then
 # seldom, since what is left is broken.
 _RETRY_SECONDS = 0.1, 10.0
@@ -135,8 +137,11 @@ class Session:
     def _take_turn(self, stopping: Event) -> bool:
         """Fetch a batch if there is room for it, else commit one; say whether one was committed."""
         self._lag.update()
-        if len(self._in_flight) < _IN_FLIGHT and not stopping.is_set():
-            batch = self._fetch(0 if self._in_flight else _IDLE_MS)
+        rebalancing = self._consumer.must_join()
+        room = 1 if rebalancing else _IN_FLIGHT
+        if len(self._in_flight) < room and not stopping.is_set():
+            patience_ms = 0 if self._in_flight else _JOIN_MS if rebalancing else _IDLE_MS
+            batch = self._fetch(patience_ms)
             if batch is not None:
                 self._in_flight.append(batch)
                 return False
