@@ -38,6 +38,7 @@ class Front:
 
     def __init__(self, settings: ServerSettings, metrics: Metrics) -> None:
         self._settings = settings
+        self._ready = metrics.ready
         self._calls = Calls(metrics)
         self._service = ValuationService(settings, metrics, self._calls)
         # The package ships no types.
@@ -79,6 +80,7 @@ class Front:
 
     async def close(self, seconds: float) -> None:
         """Take no more, give calls in flight ``seconds`` to end, then cut them off."""
+        self._ready.set(0)
         await self._health.enter_graceful_shutdown()
         self._service.drain()
         stopped = asyncio.create_task(self._server.stop(seconds))
@@ -93,3 +95,4 @@ class Front:
     async def _say(self, status: HealthCheckResponse.ServingStatus) -> None:
         for service in ("", SERVICE):
             await self._health.set(service, status)
+        self._ready.set(status == HealthCheckResponse.SERVING)

@@ -23,6 +23,12 @@ class Metrics:
     def __init__(self, registry: CollectorRegistry) -> None:
         self.registry = registry
 
+        self.ready = Gauge(
+            "alinfik_ready",
+            "1 while gRPC health says SERVING; 0 while starting and draining.",
+            registry=registry,
+        )
+
         # gRPC
         self.requests = Counter(
             "alinfik_requests", "gRPC calls ended.", ["method", "code"], registry=registry
