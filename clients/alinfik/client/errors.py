@@ -13,6 +13,7 @@
 Everything here is pure: it reads statuses and makes exceptions, and knows neither channel nor call.
 """
 
+import re
 from collections.abc import Iterable, Sequence
 
 import grpc
@@ -96,8 +97,17 @@ class InvalidSamplesError(AlinfikError):
 
 
 def sample_error(index: int, sample_id: str, status: Status) -> SampleError:
-    """Read the status that one sample of a batch got."""
-    return SampleError(index, sample_id, _CODES[status.code], _reason(status))
+    """Read the status that one sample of a batch got.
+
+    Raises:
+        NotFoundError: the fault is the request's: every other sample would get the same.
+    """
+    code = _CODES[status.code]
+    if code is grpc.StatusCode.NOT_FOUND:
+        raise NotFoundError(status.message)
+    # The sample's place in its request means nothing to the caller, who knows neither.
+    reason = re.sub(r"\bsamples\[\d+\]\.", "", _reason(status))
+    return SampleError(index, sample_id, code, reason)
 
 
 def call_error(address: str, timeout_seconds: float, error: grpc.RpcError) -> AlinfikError:
@@ -118,7 +128,8 @@ def no_answer(address: str, timeout_seconds: float) -> DeadlineExceededError:
 def _error_of(
     address: str, timeout_seconds: float, code: grpc.StatusCode, status: Status
 ) -> AlinfikError:
-    said = f"{address}: {_reason(status)}"
+    # Where nobody answers, gRPC begins with words about its own list of addresses.
+    said = f"{address}: {_reason(status).rpartition('; last error: ')[2]}"
     match code:
         case grpc.StatusCode.INVALID_ARGUMENT:
             return InvalidRequestError(said)
@@ -147,7 +158,7 @@ def _reason(status: Status) -> str:
     for detail in status.details:
         bad = BadRequest()
         if detail.Unpack(bad):
-            violated += [f"{item.field}: {item.description}" for item in bad.field_violations]
+            violated += [f"{item.field} {item.description}" for item in bad.field_violations]
     return "; ".join(violated) or status.message
 
 

@@ -20,16 +20,19 @@ def to_json(valuation: Valuation) -> str:
 
 
 def table(valuations: Collection[Valuation], caption: str) -> Table:
-    """One row a valuation; a column for each target that any of them has a value for."""
+    """One row a valuation; two columns for each target that any of them has a value for.
+
+    Intervals are left to the JSON form: with two targets the table still fits 80 characters.
+    """
     targets = list(dict.fromkeys(v.target for valuation in valuations for v in valuation.values))
     shown = Table(caption=caption, caption_justify="left")
     shown.add_column("sample", overflow="fold")
     shown.add_column("provider", overflow="fold")
     for target in targets:
-        shown.add_column(f"{target}\n90 % interval", justify="right")
+        shown.add_column(target, justify="right")
         shown.add_column("percentile", justify="right")
     shown.add_column("tokens", justify="right")
-    shown.add_column("remarks")
+    shown.add_column("")
     for valuation in valuations:
         shown.add_row(*_cells(valuation, targets))
     return shown
@@ -41,10 +44,9 @@ def _cells(valuation: Valuation, targets: list[str]) -> list[str | Text]:
     values = {value.target: value for value in valuation.values}
     for target in targets:
         if value := values.get(target):
-            cells.append(f"{value.value:.4g} [{value.lower:.4g}, {value.upper:.4g}]")
-            cells.append(f"{value.percentile:.0f}")
+            cells += [f"{value.value:.4g}", f"{value.percentile:.0f}"]
         else:
             cells += ["", ""]
     remarks = ["truncated"] if valuation.truncated else []
-    remarks += ["out of distribution"] if valuation.out_of_distribution else []
+    remarks += ["strange"] if valuation.out_of_distribution else []
     return [*cells, str(valuation.token_count), ", ".join(remarks)]

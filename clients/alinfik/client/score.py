@@ -42,7 +42,8 @@ def score_file(
             done += 1
             if isinstance(outcome, SampleError):
                 failed += 1
-                print(f"{file}: {outcome}", file=sys.stderr)
+                place = f"{file}: sample no. {done} (id {outcome.sample_id!r})"
+                print(f"{place}: {outcome.code.name}: {outcome.reason}", file=sys.stderr)
             else:
                 write(outcome)
             advance(note=sample.provider)
@@ -79,12 +80,14 @@ class _First:
 
     def table(self) -> Table:
         more = self._count - len(self._shown)
-        note = f"; {more} more: --out FILE keeps them all" if more else ""
-        return table(self._shown, f"{self._count} valuations{note}")
+        note = f" and {more} more rows" if more else ""
+        return table(self._shown, f"--out FILE keeps the 90 % intervals{note}")
 
 
 @contextmanager
 def _renamed_when_whole(out: Path) -> Generator[Callable[[Valuation], None]]:
+    if out.is_dir():
+        raise CommandError(f"--out {out} is a directory; give a file in it")
     partial = out.with_name(out.name + ".partial")
     try:
         stream = partial.open("w", encoding="utf-8")

@@ -25,7 +25,7 @@ def show_valuations(valuations: Iterable[Valuation]) -> None:
     with Live(console=console, auto_refresh=False) as live:
         for count, valuation in enumerate(valuations, 1):
             shown.append(valuation)
-            live.update(table(shown, f"{count} valuations"), refresh=True)
+            live.update(table(shown, f"{count} valuations so far"), refresh=True)
 
 
 # Border, heading and caption of the table, and the prompt's line below it.
