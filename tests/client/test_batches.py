@@ -1,11 +1,12 @@
 import grpc
 import pytest
-from alinfik.client import InvalidSamplesError, SampleError, ServerError
-from alinfik.client.batches import BYTES_A_REQUEST, SAMPLES_A_REQUEST, batches, valuations
-from alinfik.v1 import Sample, ScoreResponse, ScoreResult, Valuation
 from google.rpc.status_pb2 import Status
 from hypothesis import given
 from hypothesis import strategies as st
+
+from alinfik.client import InvalidSamplesError, SampleError, ServerError
+from alinfik.client.batches import BYTES_A_REQUEST, SAMPLES_A_REQUEST, batches, valuations
+from alinfik.v1 import Sample, ScoreResponse, ScoreResult, Valuation
 
 # Up to a little more than fits one request alone.
 SIZES = st.lists(st.integers(0, BYTES_A_REQUEST + 2**16), max_size=12)

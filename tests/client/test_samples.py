@@ -4,11 +4,12 @@ import json
 import sys
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
 from alinfik.client.samples import count_samples, read_samples
 from alinfik.command import CommandError
 from alinfik.v1 import Sample
-from hypothesis import given
-from hypothesis import strategies as st
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]))
 GOOD = '{"id": "1", "provider": "p", "prompt": "q", "completion": "a"}'

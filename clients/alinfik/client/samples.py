@@ -52,8 +52,12 @@ def read_samples(file: str) -> Iterator[Sample]:
 
 
 def count_samples(file: str) -> int | None:
-    """How many samples ``file`` holds; None where finding out would consume it."""
-    if file == STDIN or not Path(file).is_file():
+    """How many samples ``file`` holds; None where finding out would consume it, as with a pipe.
+
+    Raises:
+        CommandError: the file cannot be read.
+    """
+    if file == STDIN or Path(file).is_fifo():
         return None
     with _reading(file), _open(file) as lines:
         return sum(1 for line in lines if line.strip())
