@@ -39,19 +39,21 @@ class Broker:
     Attributes:
         bootstrap: ``host:port`` for clients, the same across restarts.
         description: which broker it is, and why this one.
-        directory: data and log, removed on exit.
+        directory: data and log, from entry to exit.
     """
 
     description = ""
+    directory: Path
+    log: Path
 
     def __init__(self) -> None:
-        self.directory = Path(tempfile.mkdtemp(prefix="alinfik-broker-"))
         self.port = free_port()
         self.bootstrap = f"127.0.0.1:{self.port}"
-        self.log = self.directory / "broker.log"
         self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Self:
+        self.directory = Path(tempfile.mkdtemp(prefix="alinfik-broker-"))
+        self.log = self.directory / "broker.log"
         try:
             self.prepare()
             self.start()

@@ -10,14 +10,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
+from kafka import KafkaConsumer, KafkaProducer, TopicPartition
+from prometheus_client import CollectorRegistry
+
 from alinfik.server.bundle import load_bundle
 from alinfik.server.engine import Engine
 from alinfik.server.kafka_pipeline import KafkaPipeline
 from alinfik.server.metrics import Metrics
 from alinfik.server.settings import ServerSettings
-from kafka import KafkaConsumer, KafkaProducer, TopicPartition
-from prometheus_client import CollectorRegistry
-
 from demo.broker import Broker
 
 WAIT_SECONDS = 40.0

@@ -3,9 +3,9 @@
 import json
 
 import pytest
-from alinfik.v1 import Sample, Valuation
 from google.protobuf import json_format
 
+from alinfik.v1 import Sample, Valuation
 from tests.kafka.streams import Deadline, Sent, read, running, send, source_offsets
 
 pytestmark = pytest.mark.kafka

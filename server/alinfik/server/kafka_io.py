@@ -6,11 +6,12 @@ of records and of when to commit.
 
 from collections.abc import Mapping
 
-from alinfik.server.settings import ServerSettings
 from kafka import KafkaConsumer, KafkaProducer
 from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssignor
-from kafka.errors import KafkaError, KafkaTimeoutError
+from kafka.errors import KafkaError
 from kafka.structs import ConsumerGroupMetadata, OffsetAndMetadata, TopicPartition
+
+from alinfik.server.settings import ServerSettings
 
 # A broker that is there answers in milliseconds; one that is not should be reported soon.
 CONNECT_MS = 3_000
@@ -20,9 +21,7 @@ SESSION_MS = 10_000
 HEARTBEAT_MS = 1_000
 # How long a killed server's open transaction holds up its partitions and their readers. A
 # transaction here opens when its batch is valued already, and lasts for a few round trips.
-TRANSACTION_MS = 15_000
-# Past the transaction's own end, its outcome is the broker's, and waiting on is of no use.
-COMMIT_MS = 20_000
+TRANSACTION_MS = 10_000
 # Records a batch: enough that a commit of some 20 ms is a small part of valuing it, few enough that
 # a rebalance, which waits for the batch, is not held up for more than seconds.
 BATCH_RECORDS = 500
@@ -33,6 +32,10 @@ MAX_REQUEST_BYTES = 64 * 1024 * 1024
 
 class TopicMissingError(KafkaError):
     """A topic of the settings is not there; the message says how to create it."""
+
+
+class OutcomeUnknownError(KafkaError):
+    """The broker did not say how a transaction ended; a new producer's start makes it end."""
 
 
 class GroupConsumer(KafkaConsumer):
@@ -50,9 +53,10 @@ class GroupConsumer(KafkaConsumer):
 class TransactionalProducer(KafkaProducer):
     """A producer whose transactional calls end: kafka-python's own wait for ever for a lost broker.
 
+    They last as long as a transaction does: past that the broker ends it by itself.
+
     Raises:
-        KafkaTimeoutError: from each method here, after ``COMMIT_MS``; the outcome is unknown, and
-            nothing can be done with this producer but to ``abandon`` it.
+        OutcomeUnknownError: the broker did not answer; ``abandon`` is all that is left to do.
         KafkaError: the transaction failed; ``abort_transaction`` is next.
     """
 
@@ -64,22 +68,22 @@ class TransactionalProducer(KafkaProducer):
         """Add the offsets to the transaction, if the group still knows the member as its own."""
         pending = self._transaction_manager.send_offsets_to_transaction(offsets, group_metadata)
         self._sender.wakeup()
-        if not pending.wait(COMMIT_MS):
-            raise KafkaTimeoutError("no answer to the offsets of a transaction")
+        if not pending.wait(TRANSACTION_MS):
+            raise OutcomeUnknownError("no answer to the offsets of a transaction")
 
     def commit_transaction(self) -> None:
         """Wait for all records to be acknowledged and end the transaction."""
         pending = self._transaction_manager.begin_commit()
         self._sender.wakeup()
-        if not pending.wait(COMMIT_MS):
-            raise KafkaTimeoutError("no answer to a commit")
+        if not pending.wait(TRANSACTION_MS):
+            raise OutcomeUnknownError("no answer to a commit")
 
     def abort_transaction(self) -> None:
         """Drop the transaction's records and offsets."""
         pending = self._transaction_manager.begin_abort()
         self._sender.wakeup()
-        if not pending.wait(COMMIT_MS):
-            raise KafkaTimeoutError("no answer to an abort")
+        if not pending.wait(TRANSACTION_MS):
+            raise OutcomeUnknownError("no answer to an abort")
 
     def abandon(self) -> None:
         """Close without waiting for anything; the broker aborts what is open."""
@@ -142,7 +146,7 @@ def open_producer(settings: ServerSettings, instance: str) -> TransactionalProdu
         transaction_timeout_ms=TRANSACTION_MS,
         delivery_timeout_ms=TRANSACTION_MS,
         request_timeout_ms=TRANSACTION_MS // 2,
-        max_block_ms=COMMIT_MS,
+        max_block_ms=TRANSACTION_MS,
         max_request_size=MAX_REQUEST_BYTES,
         batch_size=256 * 1024,
         # The start of a transaction is refused while the end of the one before is being written, a

@@ -13,6 +13,8 @@ from concurrent.futures import Future
 from threading import Event, Thread
 
 import structlog
+from kafka.errors import KafkaError
+
 from alinfik.server.engine import Engine
 from alinfik.server.kafka_scoring import score_from_thread
 from alinfik.server.kafka_session import Session
@@ -20,7 +22,6 @@ from alinfik.server.metrics import Metrics
 from alinfik.server.records import DeadLetter
 from alinfik.server.settings import ServerSettings
 from alinfik.v1 import Sample, Valuation
-from kafka.errors import KafkaError
 
 _log = structlog.get_logger()
 
@@ -96,7 +97,7 @@ class KafkaPipeline:
                     _log.info("kafka connected", brokers=self._settings.kafka_bootstrap)
                     session.run(self._stopping)
             except KafkaError as error:
-                _log.warning("kafka", error=str(error), retry_seconds=retry_seconds)
+                _log.warning("kafka not connected", error=str(error), retry_seconds=retry_seconds)
             except Exception:  # noqa: BLE001 - a defect must not take gRPC along, nor be silent
                 _log.exception("kafka pipeline failed", retry_seconds=retry_seconds)
             if time.monotonic() - begun > longest:

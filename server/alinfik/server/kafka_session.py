@@ -23,8 +23,11 @@ from types import TracebackType
 from typing import Self
 
 import structlog
+from kafka.errors import KafkaError
+from kafka.structs import ConsumerGroupMetadata, OffsetAndMetadata, TopicPartition
+
 from alinfik.server.engine import ModelError, NotRunningError
-from alinfik.server.kafka_io import CONNECT_MS, open_consumer, open_producer
+from alinfik.server.kafka_io import CONNECT_MS, OutcomeUnknownError, open_consumer, open_producer
 from alinfik.server.kafka_lag import LagWatch
 from alinfik.server.kafka_scoring import Score
 from alinfik.server.metrics import Metrics
@@ -37,8 +40,6 @@ from alinfik.server.records import (
 )
 from alinfik.server.settings import ServerSettings
 from alinfik.v1 import Sample, Valuation
-from kafka.errors import KafkaError
-from kafka.structs import ConsumerGroupMetadata, OffsetAndMetadata, TopicPartition
 
 _log = structlog.get_logger()
 
@@ -128,8 +129,10 @@ class Session:
                     retry_seconds = first
             except CancelledError:
                 return
+            except OutcomeUnknownError:
+                raise
             except (KafkaError, ModelError, NotRunningError) as error:
-                _log.warning("kafka batch aborted, reading it again", error=_describe(error))
+                _log.warning("kafka failed, reading again from what is committed", error=str(error))
                 self._roll_back()
                 stopping.wait(retry_seconds)
                 retry_seconds = min(2 * retry_seconds, longest)
@@ -237,7 +240,3 @@ class Session:
             # A rebalance may take the partition away just now, and its new owner starts there too.
             with suppress(ValueError):
                 self._consumer.seek(partition, start)
-
-
-def _describe(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}"

@@ -1,0 +1,133 @@
+"""The stream as the world sees it: by Kafka's own tools, kcat, our commands, and on Tansu."""
+
+import json
+import shutil
+import subprocess
+
+import pytest
+
+from alinfik.client.kafka import ingest, watch
+from alinfik.command import CommandError, FailedError
+from alinfik.v1 import Sample
+from demo.broker import Tansu, free_port
+from tests.kafka.streams import Deadline, Sent, Stream, running, send
+from tests.kafka.test_exactly_once import samples
+from tests.support import skip_or_fail
+
+pytestmark = pytest.mark.kafka
+
+SAMPLE = {"id": "1", "provider": "p", "prompt": "How many?", "completion": "She sold 48 clips"}
+
+
+def test_kafkas_console_consumer_reads_a_valuation_and_its_headers(stream, bundle):
+    send(stream.broker, stream.samples, [Sent(json.dumps(SAMPLE).encode(), key=b"k")])
+    with running(stream.settings(bundle)):
+        read = stream.broker.run_tool(
+            "org.apache.kafka.tools.consumer.ConsoleConsumer",
+            *("--bootstrap-server", stream.broker.bootstrap, "--topic", stream.valuations),
+            *("--from-beginning", "--max-messages", "1", "--isolation-level", "read_committed"),
+            *("--property", "print.headers=true", "--property", "print.key=true"),
+        )
+    assert read.returncode == 0, read.stderr
+    headers, key, value = read.stdout.strip().split("\t")
+    assert f"alinfik-source-topic:{stream.samples}" in headers
+    assert key == "k"
+    valuation = json.loads(value)
+    assert valuation["sample_id"] == "1"
+    assert [v["target"] for v in valuation["values"]] == ["gsm8k", "mbpp"]
+    assert valuation["truncated"] is False
+
+
+def test_kcat_produces_a_sample_and_reads_its_valuation(stream, bundle):
+    if shutil.which("kcat") is None:
+        skip_or_fail("kcat is not installed: apt-get install kcat")
+    kcat = ["kcat", "-b", stream.broker.bootstrap]
+    subprocess.run(
+        [*kcat, "-P", "-t", stream.samples], input=json.dumps(SAMPLE).encode(), check=True
+    )
+    with running(stream.settings(bundle)):
+        read = subprocess.run(
+            [*kcat, "-C", "-t", stream.valuations, "-c", "1"],
+            stdout=subprocess.PIPE,
+            check=True,
+            timeout=30,
+        )
+    assert json.loads(read.stdout)["provider"] == "p"
+
+
+def test_lag_agrees_with_kafka_consumer_groups(stream, bundle):
+    send(stream.broker, stream.samples, samples(600, partitions=2))
+    with running(stream.settings(bundle)) as server:
+        deadline = Deadline("lag of every partition")
+        ours = None
+        while ours != {"0": 0, "1": 0, "2": 0}:
+            deadline.check(str(ours))
+            labels = {"topic": stream.samples}
+            ours = {
+                p: server.metric("alinfik_kafka_lag_records", **labels, partition=p)
+                for p in ("0", "1", "2")
+            }
+    assert server.metric("alinfik_kafka_lag_records", **labels, partition="0") is None
+    send(stream.broker, stream.samples, samples(5, partitions=1))
+    described = stream.broker.run_tool(
+        "org.apache.kafka.tools.consumer.group.ConsumerGroupCommand",
+        *("--bootstrap-server", stream.broker.bootstrap, "--describe", "--group", stream.name),
+    )
+    lines = [line.split() for line in described.stdout.splitlines() if stream.samples in line]
+    theirs = {line[2]: (line[3], line[5]) for line in lines}
+    assert theirs == {"0": ("300", "5"), "1": ("300", "0")}, described.stdout
+
+
+def test_samples_sent_are_watched_as_valuations(stream, bundle):
+    sent = [Sample(id=str(i), provider="p", completion=f"She sold {i} clips") for i in range(50)]
+    acknowledged = []
+    count = ingest(
+        iter(sent),
+        bootstrap=stream.broker.bootstrap,
+        topic=stream.samples,
+        on_sent=acknowledged.append,
+    )
+    assert count == sum(acknowledged) == len(sent)
+    with running(stream.settings(bundle)):
+        watched = list(
+            watch(
+                bootstrap=stream.broker.bootstrap,
+                topic=stream.valuations,
+                from_beginning=True,
+                count=len(sent),
+            )
+        )
+    assert {v.sample_id for v in watched} == {sample.id for sample in sent}
+
+
+def test_a_missing_topic_or_broker_or_valuation_is_said_in_one_line(stream):
+    there = stream.broker.bootstrap
+    with pytest.raises(CommandError, match=r"has no topic nowhere .*--create --topic nowhere"):
+        ingest([], bootstrap=there, topic="nowhere")
+    with pytest.raises(CommandError, match="has no topic nowhere"):
+        next(watch(bootstrap=there, topic="nowhere"))
+    send(stream.broker, stream.samples, [Sent(b"no JSON")])
+    with pytest.raises(CommandError, match="partition 0, offset 0 holds no valuation"):
+        next(watch(bootstrap=there, topic=stream.samples, from_beginning=True))
+    nowhere = f"127.0.0.1:{free_port()}"
+    with pytest.raises(FailedError, match=f"no Kafka broker answers at {nowhere}"):
+        ingest([], bootstrap=nowhere, topic="samples")
+
+
+def test_tansu_shows_a_stream(bundle):
+    with Tansu() as broker:
+        stream = Stream(broker, partitions=1).create()
+        count = 20
+        ingest(
+            (Sample(id=str(i), completion=f"{i} clips") for i in range(count)),
+            bootstrap=broker.bootstrap,
+            topic=stream.samples,
+        )
+        with running(stream.settings(bundle)):
+            valuations = watch(
+                bootstrap=broker.bootstrap,
+                topic=stream.valuations,
+                from_beginning=True,
+                count=count,
+            )
+            assert [v.sample_id for v in valuations] == [str(i) for i in range(count)]
