@@ -6,11 +6,16 @@ padding. The token `outlandish` has an embedding large enough to be out of distr
 """
 
 import hashlib
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import onnx
+from google.protobuf import json_format
+from onnx import TensorProto, helper, numpy_helper
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
 from alinfik.v1 import (
     LOSS_REDUCTION_MEAN,
     NORMALISATION_NONE,
@@ -26,9 +31,6 @@ from alinfik.v1 import (
     Target,
     TargetMetrics,
 )
-from google.protobuf import json_format
-from onnx import TensorProto, helper, numpy_helper
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 PAD, BEGIN, END = 0, 1, 2
 STRANGE = "outlandish"
@@ -49,16 +51,26 @@ def write_tiny_bundle(
     targets: Sequence[str] = ("gsm8k", "mbpp"),
     token_limit: int = 64,
     seed: int = 0,
+    loops: int = 0,
+    only_full_length: bool = False,
 ) -> Path:
     """Write a bundle to ``directory``, which must not exist, and return it.
 
-    Bundles of different seeds have different weights, and so different ids.
+    Args:
+        directory: where to write it.
+        targets: the targets' names, one column of the model each.
+        token_limit: the longest row.
+        seed: bundles of different seeds have different weights, and so different ids.
+        loops: idle turns of every batch, about a microsecond each: for a slow model.
+        only_full_length: make a model that fails on rows of any length but 1 and ``token_limit``;
+            it passes the server's warm-up and fails afterwards.
     """
     directory.mkdir(parents=True)
     tokenizer = _tokenizer()
     tokenizer.save(str(directory / "tokenizer.json"))
     embedding, columns = _weights(tokenizer, len(targets), seed)
-    onnx.save(_graph(embedding, columns), str(directory / "model.onnx"))
+    model = _graph(embedding, columns, loops, token_limit if only_full_length else 1)
+    onnx.save(model, str(directory / "model.onnx"))
     quantiles = np.linspace(-5, 5, 101)
     manifest = BundleManifest(
         format_version=1,
@@ -110,9 +122,11 @@ def write_manifest(directory: Path, manifest: BundleManifest) -> None:
             content = path.read_bytes()
             digest = hashlib.sha256(content).hexdigest()
             manifest.files[path.name].CopyFrom(FileDigest(sha256=digest, size_bytes=len(content)))
-    lines = "".join(f"{name}:{manifest.files[name].sha256}\n" for name in sorted(manifest.files))
-    manifest.bundle_id = hashlib.sha256(lines.encode()).hexdigest()
-    (directory / "manifest.json").write_text(json_format.MessageToJson(manifest), encoding="utf-8")
+    manifest.bundle_id = ""
+    fields = json_format.MessageToDict(manifest, preserving_proto_field_name=True)
+    canonical = json.dumps(fields, sort_keys=True, separators=(",", ":"))
+    fields["bundle_id"] = hashlib.sha256(canonical.encode()).hexdigest()
+    (directory / "manifest.json").write_text(json.dumps(fields, indent=2), encoding="utf-8")
 
 
 def read_manifest(directory: Path) -> BundleManifest:
@@ -189,7 +203,9 @@ def _read_weights(directory: Path) -> tuple[np.ndarray, np.ndarray]:
     return weights["embedding"], weights["columns"]
 
 
-def _graph(embedding: np.ndarray, columns: np.ndarray) -> onnx.ModelProto:
+def _graph(
+    embedding: np.ndarray, columns: np.ndarray, loops: int, full_length: int
+) -> onnx.ModelProto:
     def mean(mask: str) -> list[onnx.NodeProto]:
         """`{mask}_mean` [B, D]: the mean of the embedded tokens where `mask` [B, T] is 1."""
         return [
@@ -202,11 +218,14 @@ def _graph(embedding: np.ndarray, columns: np.ndarray) -> onnx.ModelProto:
         ]
 
     nodes = [
-        helper.make_node("Gather", ["embedding", "input_ids"], ["embedded"]),
+        # Adds nothing; of any length but 1 and T it does not fit.
+        helper.make_node("Add", ["input_ids", "zeros"], ["ids"]),
+        helper.make_node("Gather", ["embedding", "ids"], ["embedded"]),
         *mean("completion_mask"),
         *mean("attention_mask"),
         helper.make_node("Mul", ["attention_mask_mean", "half"], ["context"]),
-        helper.make_node("Add", ["completion_mask_mean", "context"], ["hidden"]),
+        helper.make_node("Loop", ["loops", "", "context"], ["looped"], body=_idle()),
+        helper.make_node("Add", ["completion_mask_mean", "looped"], ["hidden"]),
         helper.make_node("MatMul", ["hidden", "columns"], ["value"]),
         helper.make_node("Sub", ["value", "half_width"], ["lower"]),
         helper.make_node("Add", ["value", "half_width"], ["upper"]),
@@ -220,6 +239,8 @@ def _graph(embedding: np.ndarray, columns: np.ndarray) -> onnx.ModelProto:
         "tokens": np.array([1]),
         "last": np.array([2]),
         "last_of_two": np.array([1]),
+        "loops": np.array(loops),
+        "zeros": np.zeros(full_length, np.int64),
     }
     inputs = ("input_ids", "attention_mask", "completion_mask")
     graph = helper.make_graph(
@@ -239,3 +260,23 @@ def _graph(embedding: np.ndarray, columns: np.ndarray) -> onnx.ModelProto:
     model.ir_version = 10
     onnx.checker.check_model(model, full_check=True)
     return model
+
+
+def _idle() -> onnx.GraphProto:
+    """A loop's body that hands its state on."""
+    return helper.make_graph(
+        [
+            helper.make_node("Identity", ["go_on"], ["still_on"]),
+            helper.make_node("Identity", ["state"], ["same_state"]),
+        ],
+        "idle",
+        [
+            helper.make_tensor_value_info("turn", TensorProto.INT64, []),
+            helper.make_tensor_value_info("go_on", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("state", TensorProto.FLOAT, None),
+        ],
+        [
+            helper.make_tensor_value_info("still_on", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("same_state", TensorProto.FLOAT, None),
+        ],
+    )

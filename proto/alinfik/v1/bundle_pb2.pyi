@@ -58,8 +58,8 @@ Global___Normalisation: _TypeAlias = Normalisation  # noqa: Y015
 
 @_typing.final
 class BundleManifest(_message.Message):
-    """What `manifest.json` in a bundle directory holds, in the JSON form of this message. It is all that
-    the side that distils and the side that serves agree on.
+    """What `manifest.json` in a bundle directory holds, in the JSON form of this message under
+    the names written here. It is all that the side that distils and the side that serves agree on.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -97,8 +97,9 @@ class BundleManifest(_message.Message):
     OUT_OF_DISTRIBUTION_FIELD_NUMBER: _builtins.int
     METRICS_FIELD_NUMBER: _builtins.int
     bundle_id: _builtins.str
-    """SHA-256, in lower-case hex, over one line `name:sha256` for each of `files`, in UTF-8, sorted by
-    name, each ended by a line feed.
+    """What the bundle is called: SHA-256, in lower-case hex, of the manifest's JSON object without this
+    field, its keys sorted, in ASCII, without white space. `files` being part of it, no byte of the
+    bundle can change without the id.
     """
     format_version: _builtins.int
     """Layout of the bundle directory; a reader refuses a number that it does not know. Now 1."""

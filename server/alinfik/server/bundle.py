@@ -5,6 +5,7 @@ nothing of ONNX or tokenizers: what is in the files is for others to read.
 """
 
 import hashlib
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -68,10 +69,12 @@ def load_bundle(path: Path) -> Bundle:
     return Bundle(path, manifest)
 
 
-def bundle_id(manifest: BundleManifest) -> str:
-    """The id that the manifest's ``files`` give, by the rule in bundle.proto."""
-    lines = "".join(f"{name}:{manifest.files[name].sha256}\n" for name in sorted(manifest.files))
-    return hashlib.sha256(lines.encode()).hexdigest()
+def bundle_id(manifest: str) -> str:
+    """The id that the text of a manifest gives, by the rule in bundle.proto."""
+    fields = json.loads(manifest)
+    fields.pop("bundle_id", None)
+    canonical = json.dumps(fields, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()
 
 
 def _read_manifest(path: Path) -> BundleManifest:
@@ -105,7 +108,7 @@ def _check_files(path: Path, manifest: BundleManifest) -> None:
         if name not in manifest.files:
             raise BundleError(f"{path / MANIFEST} lists no {name}; {_WRITE_AGAIN}")
     for name in sorted(manifest.files):
-        if Path(name).name != name:
+        if name in ("", ".", "..") or Path(name).name != name:
             raise BundleError(f"{path / MANIFEST} lists {name!r}, which is not a plain file name")
         _check_file(path / name, manifest.files[name].sha256, manifest.files[name].size_bytes)
     for entry in sorted(path.iterdir()):
@@ -134,11 +137,11 @@ def _check_file(file: Path, sha256: str, size_bytes: int) -> None:
 
 
 def _check_id(path: Path, manifest: BundleManifest) -> None:
-    expected = bundle_id(manifest)
+    expected = bundle_id((path / MANIFEST).read_text(encoding="utf-8"))
     if manifest.bundle_id != expected:
         raise BundleError(
             f"{path / MANIFEST} has been edited: its bundle id is {manifest.bundle_id[:12]}…, "
-            f"and its files give {expected[:12]}…; {_WRITE_AGAIN}"
+            f"and its content gives {expected[:12]}…; {_WRITE_AGAIN}"
         )
 
 

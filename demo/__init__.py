@@ -1,0 +1,1 @@
+"""`make demo`: the project's main job, from raw text to prices, on one machine."""
