@@ -20,11 +20,12 @@ def kafka():
         yield broker
 
 
-@pytest.fixture(scope="session")
-def bundle(tmp_path_factory):
-    return write_tiny_bundle(tmp_path_factory.mktemp("bundle") / "tiny")
-
-
 @pytest.fixture
 def stream(kafka):
     return Stream(kafka).create()
+
+
+@pytest.fixture(scope="session")
+def failing_bundle(tmp_path_factory):
+    """A bundle whose model fails on every row that does not fill the token limit."""
+    return write_tiny_bundle(tmp_path_factory.mktemp("failing") / "bundle", only_full_length=True)

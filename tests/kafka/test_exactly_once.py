@@ -24,10 +24,10 @@ def samples(count, partitions, start=0):
     ]
 
 
-def test_every_record_is_valued_once_and_in_order(stream, bundle):
+def test_every_record_is_valued_once_and_in_order(stream, tiny_bundle):
     sent = samples(2000, stream.partitions)
     send(stream.broker, stream.samples, sent)
-    with running(stream.settings(bundle)) as server:
+    with running(stream.settings(tiny_bundle)) as server:
         valued = read(stream.broker, stream.valuations, len(sent))
         assert server.metric("alinfik_samples_total", source="kafka", outcome="valued") == len(sent)
     everything = read(stream.broker, stream.valuations)
@@ -35,7 +35,7 @@ def test_every_record_is_valued_once_and_in_order(stream, bundle):
     offsets = source_offsets(everything)
     expected = [len(sent[p :: stream.partitions]) for p in range(stream.partitions)]
     assert offsets == {p: list(range(n)) for p, n in enumerate(expected)}
-    manifest = json.loads((bundle / "manifest.json").read_text())
+    manifest = json.loads((tiny_bundle / "manifest.json").read_text())
     for record in everything:
         headers = dict(record.headers)
         place = int(headers["alinfik-source-partition"]), int(headers["alinfik-source-offset"])
@@ -43,7 +43,7 @@ def test_every_record_is_valued_once_and_in_order(stream, bundle):
         valuation = json_format.Parse(record.value, Valuation())
         assert valuation.sample_id == json.loads(source.value)["id"]
         assert record.key == source.key
-        assert headers["alinfik-bundle-id"].decode() == manifest["bundleId"] == valuation.bundle_id
+        assert headers["alinfik-bundle-id"].decode() == manifest["bundle_id"] == valuation.bundle_id
         assert headers["content-type"] == b"application/json"
         assert headers["alinfik-source-topic"].decode() == stream.samples
 
@@ -69,13 +69,13 @@ POISON = [
 ]
 
 
-def test_poison_becomes_dead_letters_byte_for_byte_and_stops_nothing(stream, bundle):
+def test_poison_becomes_dead_letters_byte_for_byte_and_stops_nothing(stream, tiny_bundle):
     good = samples(len(POISON), partitions=1)
     mixed = [
         record for pair in zip(good, (sent for _, sent in POISON), strict=True) for record in pair
     ]
     send(stream.broker, stream.samples, mixed)
-    with running(stream.settings(bundle)) as server:
+    with running(stream.settings(tiny_bundle)) as server:
         valued = read(stream.broker, stream.valuations, len(good))
         letters = read(stream.broker, stream.dead_letters, len(POISON))
         for reason in {reason for reason, _ in POISON}:
@@ -92,7 +92,7 @@ def test_poison_becomes_dead_letters_byte_for_byte_and_stops_nothing(stream, bun
         assert list(letter.headers[: len(sent.headers)]) == list(sent.headers)
 
 
-def test_protobuf_samples_are_valued_as_json_ones(stream, bundle):
+def test_protobuf_samples_are_valued_as_json_ones(stream, tiny_bundle):
     sample = Sample(id="1", provider="p", prompt="How many?", completion="She sold 48 clips")
     as_json = json_format.MessageToJson(sample, indent=None).encode()
     as_protobuf = sample.SerializeToString()
@@ -102,16 +102,16 @@ def test_protobuf_samples_are_valued_as_json_ones(stream, bundle):
         stream.samples,
         [Sent(as_json), Sent(as_protobuf, headers=[("content-type", kind)])],
     )
-    with running(stream.settings(bundle)):
+    with running(stream.settings(tiny_bundle)):
         first, second = read(stream.broker, stream.valuations, 2)
     assert first.value == second.value
 
 
-def test_servers_of_one_group_share_the_work_and_double_none(stream, bundle):
+def test_servers_of_one_group_share_the_work_and_double_none(stream, tiny_bundle):
     """A second server comes and goes in mid-stream, so batches in flight lose their partitions."""
     total = 9_000
     send(stream.broker, stream.samples, samples(total, stream.partitions))
-    settings = stream.settings(bundle)
+    settings = stream.settings(tiny_bundle)
     with running(settings) as first:
         read(stream.broker, stream.valuations, 500)
         with running(settings) as second:
@@ -130,16 +130,16 @@ def test_servers_of_one_group_share_the_work_and_double_none(stream, bundle):
     }
 
 
-def test_a_stop_in_mid_stream_keeps_what_is_committed_and_redoes_the_rest(stream, bundle):
+def test_a_stop_in_mid_stream_keeps_what_is_committed_and_redoes_the_rest(stream, tiny_bundle):
     sent = samples(6_000, stream.partitions)
     send(stream.broker, stream.samples, sent)
     for _ in range(3):
-        with running(stream.settings(bundle)) as server:
+        with running(stream.settings(tiny_bundle)) as server:
             deadline = Deadline("commit")
             while not server.metric("alinfik_kafka_transactions_total", outcome="committed"):
                 deadline.check()
         # Left the group in time: the next one starts without waiting for a session to end.
-    with running(stream.settings(bundle)):
+    with running(stream.settings(tiny_bundle)):
         read(stream.broker, stream.valuations, len(sent))
     assert source_offsets(read(stream.broker, stream.valuations)) == {
         p: list(range(2_000)) for p in range(stream.partitions)

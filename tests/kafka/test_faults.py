@@ -1,17 +1,16 @@
 """What faults leave behind: nothing lost, nothing doubled, and a log that says what happened."""
 
+import json
 import signal
-import subprocess
-import sys
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 
 import pytest
 from structlog.testing import capture_logs
 
 from tests.kafka.conftest import apache_kafka
 from tests.kafka.streams import (
-    WAIT_SECONDS,
     Deadline,
+    Sent,
     Stream,
     read,
     running,
@@ -19,68 +18,67 @@ from tests.kafka.streams import (
     source_offsets,
 )
 from tests.kafka.test_exactly_once import samples
+from tests.server_process import running_server
 
 pytestmark = pytest.mark.kafka
 
 
-@contextmanager
-def server_process(settings, log):
-    """The real command; killed at the end unless it has ended by then."""
-    flags = {
-        "bundle": settings.bundle,
-        "listen": "127.0.0.1:0",
-        "metrics": "127.0.0.1:0",
-        "kafka-bootstrap": settings.kafka_bootstrap,
-        "kafka-input": settings.kafka_input,
-        "kafka-output": settings.kafka_output,
-        "kafka-dead-letters": settings.kafka_dead_letters,
-        "kafka-group": settings.kafka_group,
-        "kafka-instance": settings.kafka_instance,
-    }
-    arguments = [f"--{name}={value}" for name, value in flags.items()]
-    with log.open("ab") as file:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "alinfik.server", *arguments], stdout=file, stderr=file
-        )
-    try:
-        yield process
-    finally:
-        process.kill()
-        process.wait()
+def flags(settings):
+    names = ("bootstrap", "input", "output", "dead_letters", "group", "instance")
+    return [
+        f"--kafka-{name.replace('_', '-')}={getattr(settings, f'kafka_{name}')}" for name in names
+    ]
 
 
-def test_killed_and_stopped_servers_lose_and_double_nothing(stream, bundle, tmp_path):
+def test_killed_and_stopped_servers_lose_and_double_nothing(stream, tiny_bundle):
     """SIGKILL in mid-stream, then SIGTERM in mid-stream, then a server that ends the work."""
-    settings = stream.settings(bundle, kafka_instance="pod-0")
-    log = tmp_path / "server.log"
+    settings = stream.settings(tiny_bundle, kafka_instance="pod-0")
     total = 12_000
     send(stream.broker, stream.samples, samples(total, stream.partitions))
-    with server_process(settings, log) as server:
-        done = len(read(stream.broker, stream.valuations, 1_000))
-        server.kill()
-        server.wait()
-    with server_process(settings, log) as server:
-        read(stream.broker, stream.valuations, done + 4_000)
-        server.send_signal(signal.SIGTERM)
-        assert server.wait(WAIT_SECONDS) == 0
+    with running_server(tiny_bundle, *flags(settings)) as server:
+        killed_at = len(read(stream.broker, stream.valuations, 1_000))
+        server.process.kill()
+        server.process.wait()
+    with running_server(tiny_bundle, *flags(settings)):
+        read(stream.broker, stream.valuations, killed_at + 4_000)
     stopped_at = len(read(stream.broker, stream.valuations))
-    with server_process(settings, log) as server:
+    with running_server(tiny_bundle, *flags(settings)):
         read(stream.broker, stream.valuations, total)
-        server.send_signal(signal.SIGTERM)
-        assert server.wait(WAIT_SECONDS) == 0
-    assert done < stopped_at < total, "the faults came too late to prove anything"
+    assert killed_at < stopped_at < total, "the faults came too late to prove anything"
     assert source_offsets(read(stream.broker, stream.valuations)) == {
         p: list(range(total // stream.partitions)) for p in range(stream.partitions)
     }
-    assert "Traceback" not in log.read_text()
 
 
-def test_a_broker_that_comes_late_and_goes_away_is_waited_for(bundle):
+def test_a_sample_that_breaks_the_model_takes_no_other_along(stream, failing_bundle):
+    """The model reads rows of full length alone, and each of those fills a batch of this size."""
+    whole, short = "She sold 48 clips. " * 50, "She sold 48 clips."
+    texts = [whole, short, whole, whole, short, short, whole]
+    sent = [Sent(json.dumps({"completion": text}).encode()) for text in texts]
+    send(stream.broker, stream.samples, sent)
+    with running(stream.settings(failing_bundle, batch_tokens=64)):
+        valued = read(stream.broker, stream.valuations, 4)
+        letters = read(stream.broker, stream.dead_letters, 3)
+    assert source_offsets(valued) == {0: [0, 2, 3, 6]}
+    assert source_offsets(letters) == {0: [1, 4, 5]}
+    assert {dict(letter.headers)["alinfik-reason"] for letter in letters} == {b"model_failed"}
+
+
+def test_a_broken_model_delays_records_and_condemns_none(stream, failing_bundle, tiny_bundle):
+    send(stream.broker, stream.samples, samples(30, stream.partitions))
+    with capture_logs() as logs, running(stream.settings(failing_bundle)):
+        wait_for_log(logs, "the model failed")
+    with running(stream.settings(tiny_bundle)):
+        read(stream.broker, stream.valuations, 30)
+    assert read(stream.broker, stream.dead_letters) == []
+
+
+def test_a_broker_that_comes_late_and_goes_away_is_waited_for(tiny_bundle):
     broker = apache_kafka()
     stream = Stream(broker)
     total = 1_500
     with ExitStack() as started, capture_logs() as logs:
-        with running(stream.settings(bundle)) as server:
+        with running(stream.settings(tiny_bundle)) as server:
 
             def wait_for_connected(value):
                 deadline = Deadline(f"alinfik_kafka_connected {value}")

@@ -19,9 +19,9 @@ pytestmark = pytest.mark.kafka
 SAMPLE = {"id": "1", "provider": "p", "prompt": "How many?", "completion": "She sold 48 clips"}
 
 
-def test_kafkas_console_consumer_reads_a_valuation_and_its_headers(stream, bundle):
+def test_kafkas_console_consumer_reads_a_valuation_and_its_headers(stream, tiny_bundle):
     send(stream.broker, stream.samples, [Sent(json.dumps(SAMPLE).encode(), key=b"k")])
-    with running(stream.settings(bundle)):
+    with running(stream.settings(tiny_bundle)):
         read = stream.broker.run_tool(
             "org.apache.kafka.tools.consumer.ConsoleConsumer",
             *("--bootstrap-server", stream.broker.bootstrap, "--topic", stream.valuations),
@@ -38,14 +38,14 @@ def test_kafkas_console_consumer_reads_a_valuation_and_its_headers(stream, bundl
     assert valuation["truncated"] is False
 
 
-def test_kcat_produces_a_sample_and_reads_its_valuation(stream, bundle):
+def test_kcat_produces_a_sample_and_reads_its_valuation(stream, tiny_bundle):
     if shutil.which("kcat") is None:
         skip_or_fail("kcat is not installed: apt-get install kcat")
     kcat = ["kcat", "-b", stream.broker.bootstrap]
     subprocess.run(
         [*kcat, "-P", "-t", stream.samples], input=json.dumps(SAMPLE).encode(), check=True
     )
-    with running(stream.settings(bundle)):
+    with running(stream.settings(tiny_bundle)):
         read = subprocess.run(
             [*kcat, "-C", "-t", stream.valuations, "-c", "1"],
             stdout=subprocess.PIPE,
@@ -55,9 +55,9 @@ def test_kcat_produces_a_sample_and_reads_its_valuation(stream, bundle):
     assert json.loads(read.stdout)["provider"] == "p"
 
 
-def test_lag_agrees_with_kafka_consumer_groups(stream, bundle):
+def test_lag_agrees_with_kafka_consumer_groups(stream, tiny_bundle):
     send(stream.broker, stream.samples, samples(600, partitions=2))
-    with running(stream.settings(bundle)) as server:
+    with running(stream.settings(tiny_bundle)) as server:
         deadline = Deadline("lag of every partition")
         ours = None
         while ours != {"0": 0, "1": 0, "2": 0}:
@@ -78,7 +78,7 @@ def test_lag_agrees_with_kafka_consumer_groups(stream, bundle):
     assert theirs == {"0": ("300", "5"), "1": ("300", "0")}, described.stdout
 
 
-def test_samples_sent_are_watched_as_valuations(stream, bundle):
+def test_samples_sent_are_watched_as_valuations(stream, tiny_bundle):
     sent = [Sample(id=str(i), provider="p", completion=f"She sold {i} clips") for i in range(50)]
     acknowledged = []
     count = ingest(
@@ -88,7 +88,7 @@ def test_samples_sent_are_watched_as_valuations(stream, bundle):
         on_sent=acknowledged.append,
     )
     assert count == sum(acknowledged) == len(sent)
-    with running(stream.settings(bundle)):
+    with running(stream.settings(tiny_bundle)):
         watched = list(
             watch(
                 bootstrap=stream.broker.bootstrap,
@@ -114,7 +114,7 @@ def test_a_missing_topic_or_broker_or_valuation_is_said_in_one_line(stream):
         ingest([], bootstrap=nowhere, topic="samples")
 
 
-def test_tansu_shows_a_stream(bundle):
+def test_tansu_shows_a_stream(tiny_bundle):
     with Tansu() as broker:
         stream = Stream(broker, partitions=1).create()
         count = 20
@@ -123,7 +123,7 @@ def test_tansu_shows_a_stream(bundle):
             bootstrap=broker.bootstrap,
             topic=stream.samples,
         )
-        with running(stream.settings(bundle)):
+        with running(stream.settings(tiny_bundle)):
             valuations = watch(
                 bootstrap=broker.bootstrap,
                 topic=stream.valuations,

@@ -1,0 +1,158 @@
+"""Records in and out, without a broker."""
+
+import json
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import pytest
+from google.protobuf import json_format
+from hypothesis import given
+from hypothesis import strategies as st
+
+from alinfik.server.records import (
+    DeadLetter,
+    dead_letter_record,
+    parse_sample,
+    valuation_record,
+)
+from alinfik.v1 import Sample, TargetValue, Valuation
+
+PROTOBUF = b"application/x-protobuf"
+
+
+class Record(NamedTuple):
+    value: bytes | None
+    headers: Sequence[tuple[str, bytes | None]] = ()
+    key: bytes | None = None
+    topic: str = "samples"
+    partition: int = 3
+    offset: int = 17
+    timestamp: int = 1_700_000_000_000
+
+
+def reason(value: bytes | None, content_type: bytes | None = None) -> str:
+    headers = [] if content_type is None else [("content-type", content_type)]
+    outcome = parse_sample(Record(value, headers))
+    assert isinstance(outcome, DeadLetter)
+    assert outcome.error
+    return outcome.reason
+
+
+texts = st.text(st.characters(exclude_categories=["Cs"]))
+samples = st.builds(Sample, id=texts, provider=texts, prompt=texts, completion=texts)
+
+
+@given(samples)
+def test_a_sample_survives_both_encodings(sample: Sample):
+    if sample.ByteSize():
+        assert parse_sample(Record(json_format.MessageToJson(sample).encode())) == sample
+    packed = Record(sample.SerializeToString(), [("content-type", PROTOBUF)])
+    assert parse_sample(packed) == sample
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.floats() | st.integers() | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text() | st.just("completion"), inner),
+)
+
+
+@given(st.binary() | json_values.map(lambda value: json.dumps(value).encode()))
+def test_no_bytes_raise(value: bytes):
+    for content_type in (b"application/json", PROTOBUF, b"\xff"):
+        record = Record(value, [("content-type", content_type)])
+        outcome = parse_sample(record)
+        if isinstance(outcome, DeadLetter):
+            letter = dead_letter_record(outcome, record)
+            assert letter.value == value
+            assert len(dict(letter.headers)["alinfik-error"]) < 2_000
+        else:
+            outcome.SerializeToString()
+
+
+@pytest.mark.parametrize(
+    ("value", "content_type", "expected"),
+    [
+        (None, None, "tombstone"),
+        (None, PROTOBUF, "tombstone"),
+        (b"", None, "bad_json"),
+        (b"{", None, "bad_json"),
+        (b"[" * 100_000, None, "bad_json"),
+        (b"9" * 5_000, None, "bad_json"),
+        (b"\xff", None, "bad_utf8"),
+        (b'{"id": "\\udc00"}', None, "bad_utf8"),
+        (b"[]", None, "not_a_sample"),
+        (b'"text"', None, "not_a_sample"),
+        (b"{}", None, "not_a_sample"),
+        (b'{"text": "other field"}', None, "not_a_sample"),
+        (b'{"completion": null}', None, "not_a_sample"),
+        (b'{"completion": 1}', None, "wrong_type"),
+        (b'{"completion": ["a"]}', None, "wrong_type"),
+        (b'{"completion": true}', b"application/json; charset=utf-8", "wrong_type"),
+        (b"\xff", PROTOBUF, "bad_protobuf"),
+        (b"\x0a\x01\xff", PROTOBUF, "bad_protobuf"),
+        (b"", b"text/plain", "unknown_content_type"),
+        (b"", b"application/x-protobuf; proto=other.v1.Sample", "unknown_content_type"),
+    ],
+)
+def test_each_fault_has_its_reason(value, content_type, expected):
+    assert reason(value, content_type) == expected
+
+
+@pytest.mark.parametrize(
+    "content_type",
+    [
+        b"application/x-protobuf",
+        b'Application/X-Protobuf ; proto="alinfik.v1.Sample"',
+        PROTOBUF + b";",
+    ],
+)
+def test_content_types_are_read_leniently(content_type):
+    sample = Sample(completion="a")
+    record = Record(sample.SerializeToString(), [("content-type", content_type)])
+    assert parse_sample(record) == sample
+
+
+def test_unknown_fields_are_ignored_and_null_is_absent():
+    value = b'{"completion": "a", "prompt": null, "licence": {"name": "MIT"}}'
+    assert parse_sample(Record(value)) == Sample(completion="a")
+
+
+def test_a_valuation_record_says_where_its_sample_stood():
+    valuation = Valuation(
+        sample_id="1", bundle_id="b" * 64, values=[TargetValue(target="gsm8k", value=0.5)]
+    )
+    source = Record(b"{}", key=b"key")
+    record = valuation_record(valuation, source)
+    assert record.key == b"key"
+    assert record.timestamp == source.timestamp
+    assert dict(record.headers) == {
+        "content-type": b"application/json",
+        "alinfik-bundle-id": b"b" * 64,
+        "alinfik-source-topic": b"samples",
+        "alinfik-source-partition": b"3",
+        "alinfik-source-offset": b"17",
+    }
+    # Proto names, and values that proto3 would leave out.
+    fields = json.loads(record.value or b"")
+    assert fields["values"][0]["lower"] == 0.0
+    assert fields["truncated"] is False
+    assert json_format.Parse(record.value or b"", Valuation()) == valuation
+
+
+def test_a_dead_letter_keeps_all_of_its_source():
+    source = Record(b"\x00bad", [("trace", b"\x01"), ("empty", None), ("trace", b"\x02")], b"k")
+    letter = dead_letter_record(DeadLetter("bad_json", "not JSON: ä"), source)
+    assert (letter.key, letter.value, letter.timestamp) == (b"k", b"\x00bad", source.timestamp)
+    assert letter.headers[:3] == [("trace", b"\x01"), ("empty", b""), ("trace", b"\x02")]
+    assert dict(letter.headers[3:]) == {
+        "alinfik-reason": b"bad_json",
+        "alinfik-error": "not JSON: ä".encode(),
+        "alinfik-source-topic": b"samples",
+        "alinfik-source-partition": b"3",
+        "alinfik-source-offset": b"17",
+    }
+
+
+def test_a_letter_of_nothing_at_all_can_be_written():
+    letter = dead_letter_record(DeadLetter("tombstone", "no value"), Record(None))
+    assert (letter.key, letter.value) == (None, b"")
