@@ -203,12 +203,14 @@ class Engine:
     async def _admit(self, bound: Bound, units: int, wait: bool) -> None:
         if wait:
             await bound.acquire(units)
-            if self._stopping:
-                raise NotRunningError("the server is stopping")
         elif not bound.try_acquire(units):
             least, most = _RETRY_SECONDS
             queued = sum(held.held for held in self._tokens.values())
             raise QueueFull(min(max(queued / self._tokens_per_second, least), most))
+        if self._stopping:
+            # No worker would ever take it.
+            bound.release(units)
+            raise NotRunningError("the server is stopping")
 
     def _release(self, entries: Sequence[Entry]) -> None:
         for entry in entries:
@@ -230,7 +232,8 @@ class Engine:
                 continue
             self._release(batch)
             try:
-                outcomes = await loop.run_in_executor(self._running, self._run, runtime, batch)
+                with self._metrics.workers_busy.track_inprogress():
+                    outcomes = await loop.run_in_executor(self._running, self._run, runtime, batch)
             except Exception:  # noqa: BLE001 - whatever it is, the callers hear and the worker lives
                 error_id = uuid.uuid4().hex[:12]
                 _log.exception("the model failed", error_id=error_id, samples=len(batch))

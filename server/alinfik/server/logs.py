@@ -12,7 +12,10 @@ from structlog.typing import Processor
 
 
 def configure_logs(form: Literal["auto", "console", "json"]) -> None:
-    """Send structlog's events to standard error."""
+    """Send structlog's events to standard error.
+
+    Tracebacks come without local variables, which would put providers' texts into the log.
+    """
     console = form == "console" or (form == "auto" and sys.stderr.isatty())
     processors: list[Processor] = [
         structlog.contextvars.merge_contextvars,
@@ -20,10 +23,16 @@ def configure_logs(form: Literal["auto", "console", "json"]) -> None:
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
     if console:
-        processors.append(structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty()))
+        processors.append(
+            structlog.dev.ConsoleRenderer(
+                colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback
+            )
+        )
     else:
         processors += [
-            structlog.processors.dict_tracebacks,
+            structlog.processors.ExceptionRenderer(
+                structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
+            ),
             structlog.processors.EventRenamer("message"),
             structlog.processors.JSONRenderer(ensure_ascii=False),
         ]

@@ -67,6 +67,11 @@ class Metrics:
             buckets=_SECONDS,
             registry=registry,
         )
+        self.workers_busy = Gauge(
+            "alinfik_workers_busy",
+            "Workers that have a batch in the model; all of them, all the time, is saturation.",
+            registry=registry,
+        )
         self.inference_seconds = Histogram(
             "alinfik_inference_seconds",
             "Time of one batch in ONNX Runtime.",

@@ -1,0 +1,22 @@
+"""What tests of several folders share."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.server_process import ServerProcess, running_server
+from tests.tiny_bundle import write_tiny_bundle
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle of two targets, gsm8k and mbpp. Not to be changed."""
+    return write_tiny_bundle(tmp_path_factory.mktemp("tiny") / "bundle")
+
+
+@pytest.fixture(scope="session")
+def server(tiny_bundle: Path) -> Iterator[ServerProcess]:
+    """A running server of the tiny bundle, shared by all tests that leave it running."""
+    with running_server(tiny_bundle) as running:
+        yield running

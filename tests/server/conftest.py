@@ -1,0 +1,19 @@
+"""Bundles whose models misbehave."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.tiny_bundle import write_tiny_bundle
+
+
+@pytest.fixture(scope="session")
+def slow_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle whose every batch takes a fifth of a second or more."""
+    return write_tiny_bundle(tmp_path_factory.mktemp("slow") / "bundle", loops=200_000)
+
+
+@pytest.fixture(scope="session")
+def failing_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle that passes the warm-up and whose model then fails on every ordinary text."""
+    return write_tiny_bundle(tmp_path_factory.mktemp("failing") / "bundle", only_full_length=True)
