@@ -3,6 +3,8 @@
 The steps are those of the Dockerfile, which a machine without a container engine cannot run.
 """
 
+import re
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -63,6 +65,22 @@ def test_the_wheel_holds_the_four_roots_and_nothing_else(wheel):
     assert {name.split("/")[0] for name in names} == {"alinfik", "alinfik-0.1.0.dist-info"}
     for part in ("client", "command", "distill", "server", "v1"):
         assert f"alinfik/{part}/py.typed" in names
+
+
+def test_the_image_builds_from_what_the_dockerfile_copies(tmp_path):
+    dockerfile = (ROOT / "Dockerfile").read_text()
+    for line in re.findall(r"^COPY (?!--from)(.*)$", dockerfile, re.MULTILINE):
+        for source in line.split()[:-1]:
+            if (ROOT / source).is_dir():
+                shutil.copytree(ROOT / source, tmp_path / source)
+            else:
+                shutil.copy(ROOT / source, tmp_path / source)
+    [made] = re.findall(r"^RUN mkdir -p (\S+)$", dockerfile, re.MULTILINE)
+    (tmp_path / made).mkdir(parents=True)
+    run(UV, "build", "--wheel", "--out-dir", tmp_path / "dist", tmp_path)
+    names = zipfile.ZipFile(next((tmp_path / "dist").glob("*.whl"))).namelist()
+    assert "alinfik/server/healthcheck.py" in names
+    assert not [name for name in names if name.startswith("alinfik/distill")]
 
 
 def test_the_base_install_is_the_client_alone(install):

@@ -114,9 +114,7 @@ def test_score_leaves_no_file_where_it_could_not_finish(alinfik, pool, address, 
     assert {path.name for path in tmp_path.iterdir()} == {"pool.jsonl", "values.jsonl"}
 
 
-def test_score_reports_each_sample_without_a_value(
-    alinfik, pool, address, tmp_path
-):
+def test_score_reports_each_sample_without_a_value(alinfik, pool, address, tmp_path):
     out = tmp_path / "values.jsonl"
     file = pool(GOOD[0], {"id": "blank", "completion": " "}, {"completion": ""}, GOOD[1])
     done = alinfik("score", file, "--address", address, "--out", out)

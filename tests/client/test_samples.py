@@ -93,7 +93,10 @@ def test_a_byte_order_mark_is_no_part_of_the_text(file):
 @pytest.mark.parametrize(
     ("line", "says"),
     [
-        ("{", "line 2: not JSON (Expecting property name"),
+        (
+            "{",
+            "line 2: not JSON (Expecting property name enclosed in double quotes at column 2)",
+        ),
         ("[" * 100_000, "line 2: not JSON ("),
         ("9" * 5000, "line 2: not JSON ("),
         ("[1]", "line 2: an array, not an object; a line looks like {"),

@@ -3,6 +3,7 @@ import io
 import sys
 
 import pytest
+
 from alinfik.command import progress
 
 

@@ -5,7 +5,6 @@ import sys
 import textwrap
 
 import pytest
-from alinfik.command import CommandError, FailedError, run
 from pydantic import PositiveInt
 from pydantic_settings import (
     BaseSettings,
@@ -14,6 +13,8 @@ from pydantic_settings import (
     CliSubCommand,
     SettingsConfigDict,
 )
+
+from alinfik.command import CommandError, FailedError, run
 
 SETTINGS = SettingsConfigDict(
     env_prefix="ALINFIK_", cli_kebab_case=True, cli_avoid_json=True, cli_hide_none_type=True

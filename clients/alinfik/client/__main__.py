@@ -5,6 +5,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
+from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt
+from pydantic_settings import (
+    BaseSettings,
+    CliApp,
+    CliImplicitFlag,
+    CliPositionalArg,
+    CliSubCommand,
+    SettingsConfigDict,
+)
+
 from alinfik.client import (
     AlinfikError,
     Client,
@@ -17,15 +27,6 @@ from alinfik.client.samples import count_samples, read_samples
 from alinfik.client.score import score_file
 from alinfik.client.watch import show_valuations
 from alinfik.command import CommandError, FailedError, progress, run
-from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt
-from pydantic_settings import (
-    BaseSettings,
-    CliApp,
-    CliImplicitFlag,
-    CliPositionalArg,
-    CliSubCommand,
-    SettingsConfigDict,
-)
 
 _SETTINGS = SettingsConfigDict(
     env_prefix="ALINFIK_", cli_kebab_case=True, cli_avoid_json=True, cli_hide_none_type=True

@@ -6,6 +6,8 @@ from collections.abc import AsyncIterable, AsyncIterator, Iterable, Sequence
 from typing import Self, TypeVar
 
 import grpc
+from grpc import aio
+
 from alinfik.client.batches import (
     REQUESTS_IN_FLIGHT,
     Batch,
@@ -27,7 +29,6 @@ from alinfik.v1 import (
     Valuation,
 )
 from alinfik.v1.valuation_service_pb2_grpc import ValuationServiceStub
-from grpc import aio
 
 _Request = TypeVar("_Request")
 _Response = TypeVar("_Response")

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import grpc
+
 from alinfik.client.errors import InvalidSamplesError, SampleError, ServerError, sample_error
 from alinfik.v1 import Sample, ScoreRequest, ScoreResponse, Valuation
 

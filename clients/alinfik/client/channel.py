@@ -41,9 +41,9 @@ _SERVICE_CONFIG = {
 CHANNEL_OPTIONS: tuple[tuple[str, Any], ...] = (
     ("grpc.service_config", json.dumps(_SERVICE_CONFIG)),
     # Finds a connection that died silently (a laptop asleep, a dropped NAT entry) while a call is
-    # open. Five minutes is the least that a gRPC server allows unless told otherwise; a shorter
-    # interval would get the connection closed with "too many pings".
-    ("grpc.keepalive_time_ms", 5 * 60 * 1000),
+    # open. Five minutes is the least that a gRPC server allows unless told otherwise, and closes
+    # the connection below with "too many pings"; the sixth is for clocks that differ.
+    ("grpc.keepalive_time_ms", 6 * 60 * 1000),
     ("grpc.keepalive_timeout_ms", 20 * 1000),
     # A server that comes back is noticed within seconds, not after gRPC's default of two minutes.
     ("grpc.max_reconnect_backoff_ms", 5 * 1000),

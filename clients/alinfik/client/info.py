@@ -1,10 +1,11 @@
 """`alinfik info`: what a server's bundles value, how, and how well."""
 
-from alinfik.client.sync import Client
-from alinfik.v1 import BundleManifest, LossReduction, Normalisation
 from google.protobuf import json_format
 from rich.console import Console
 from rich.table import Table
+
+from alinfik.client.sync import Client
+from alinfik.v1 import BundleManifest, LossReduction, Normalisation
 
 
 def show_bundles(client: Client, *, as_json: bool) -> None:

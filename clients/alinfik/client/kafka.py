@@ -15,9 +15,10 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
+from google.protobuf import json_format
+
 from alinfik.command import CommandError, FailedError
 from alinfik.v1 import Sample, Valuation
-from google.protobuf import json_format
 
 if TYPE_CHECKING:
     from kafka import Acknowledgement, ConsumerRecord

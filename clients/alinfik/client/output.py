@@ -2,10 +2,11 @@
 
 from collections.abc import Collection
 
-from alinfik.v1 import Valuation
 from google.protobuf import json_format
 from rich.table import Table
 from rich.text import Text
+
+from alinfik.v1 import Valuation
 
 
 def to_json(valuation: Valuation) -> str:
@@ -32,7 +33,7 @@ def table(valuations: Collection[Valuation], caption: str) -> Table:
         shown.add_column(target, justify="right")
         shown.add_column("percentile", justify="right")
     shown.add_column("tokens", justify="right")
-    shown.add_column("")
+    shown.add_column("remarks")
     for valuation in valuations:
         shown.add_row(*_cells(valuation, targets))
     return shown
@@ -48,5 +49,5 @@ def _cells(valuation: Valuation, targets: list[str]) -> list[str | Text]:
         else:
             cells += ["", ""]
     remarks = ["truncated"] if valuation.truncated else []
-    remarks += ["strange"] if valuation.out_of_distribution else []
+    remarks += ["out of distribution"] if valuation.out_of_distribution else []
     return [*cells, str(valuation.token_count), ", ".join(remarks)]

@@ -91,13 +91,16 @@ def _reading(name: str) -> Generator[None]:
 
 def _sample(line: bytes, number: int, place: str) -> Sample:
     try:
-        row = json.loads(line.decode("utf-8-sig"))
+        row = json.loads(line.decode("utf-8-sig").strip())
     except UnicodeDecodeError as error:
         raise CommandError(
             f"{place}: not UTF-8 at byte {error.start + 1} of the line; "
             "convert the file, for instance with iconv -t UTF-8"
         ) from error
-    except (ValueError, RecursionError) as error:
+    except json.JSONDecodeError as error:
+        at = f"{error.msg} at column {error.colno}"
+        raise CommandError(f"{place}: not JSON ({at}); {_SHAPE}") from error
+    except (ValueError, RecursionError) as error:  # a number too long, or nesting too deep
         raise CommandError(f"{place}: not JSON ({error}); {_SHAPE}") from error
     if not isinstance(row, dict):
         raise CommandError(f"{place}: {_JSON_NAMES[type(row)]}, not an object; {_SHAPE}")

@@ -5,14 +5,15 @@ from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from rich.console import Console
+from rich.table import Table
+
 from alinfik.client.errors import SampleError
 from alinfik.client.output import table, to_json
 from alinfik.client.samples import count_samples, read_samples
 from alinfik.client.sync import Client
 from alinfik.command import CommandError, FailedError, progress
 from alinfik.v1 import Valuation
-from rich.console import Console
-from rich.table import Table
 
 # What a terminal's reader looks at; the rest is for a file.
 ROWS = 50

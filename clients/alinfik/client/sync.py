@@ -7,6 +7,7 @@ from queue import SimpleQueue
 from typing import Protocol, Self, TypeVar
 
 import grpc
+
 from alinfik.client.batches import REQUESTS_IN_FLIGHT, Batch, Scored, batches, valuations
 from alinfik.client.channel import CHANNEL_OPTIONS
 from alinfik.client.errors import call_error, no_answer

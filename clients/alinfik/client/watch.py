@@ -3,10 +3,11 @@
 from collections import deque
 from collections.abc import Iterable
 
-from alinfik.client.output import table, to_json
-from alinfik.v1 import Valuation
 from rich.console import Console
 from rich.live import Live
+
+from alinfik.client.output import table, to_json
+from alinfik.v1 import Valuation
 
 
 def show_valuations(valuations: Iterable[Valuation]) -> None:

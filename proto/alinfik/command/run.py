@@ -7,10 +7,11 @@ from collections.abc import Container, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from alinfik.command.errors import CommandError
-from alinfik.command.file import subcommands, with_values
 from pydantic import ValidationError
 from pydantic_settings import BaseSettings, CliApp, SettingsError
+
+from alinfik.command.errors import CommandError
+from alinfik.command.file import subcommands, with_values
 
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 

@@ -5,12 +5,13 @@ health protocol, else 1 and one line. For container engines, which can run a com
 """
 
 import grpc
-from alinfik.command import FailedError, run
-from alinfik.server.address import join_address, parse_address
-from alinfik.server.settings import Address
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from pydantic import Field, PositiveFloat
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from alinfik.command import FailedError, run
+from alinfik.server.address import join_address, parse_address
+from alinfik.server.settings import Address
 
 # Addresses that mean every interface to a server, and nothing to a client.
 _EVERY_INTERFACE = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104  nothing listens here
