@@ -12,6 +12,8 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 
 import structlog
+from prometheus_client import CollectorRegistry, ProcessCollector
+
 from alinfik.server.bundle import load_bundle
 from alinfik.server.endpoint import serve_metrics
 from alinfik.server.engine import Engine
@@ -19,7 +21,6 @@ from alinfik.server.front import Front
 from alinfik.server.logs import configure_logs
 from alinfik.server.metrics import Metrics
 from alinfik.server.settings import ServerSettings
-from prometheus_client import CollectorRegistry, ProcessCollector
 
 _log = structlog.get_logger()
 
@@ -47,6 +48,7 @@ class Running:
     grpc: str
     metrics: str
     engine: Engine
+    registry: CollectorRegistry
 
 
 @asynccontextmanager
@@ -69,7 +71,7 @@ async def running(settings: ServerSettings) -> AsyncGenerator[Running, None]:
                 stop_kafka = _start_kafka(settings, engine, metrics)
                 await front.open(engine)
                 try:
-                    yield Running(grpc_address, metrics_address, engine)
+                    yield Running(grpc_address, metrics_address, engine, registry)
                 finally:
                     seconds = settings.drain_seconds
                     _log.info("draining", drain_seconds=seconds)

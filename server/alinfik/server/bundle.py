@@ -9,9 +9,10 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from google.protobuf import json_format
+
 from alinfik.command import CommandError
 from alinfik.v1 import BundleManifest
-from google.protobuf import json_format
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"

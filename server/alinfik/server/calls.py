@@ -12,12 +12,13 @@ from typing import Any
 
 import grpc
 import structlog
-from alinfik.server.errors import status_of
-from alinfik.server.metrics import Metrics
 from google.rpc.code_pb2 import INTERNAL, Code
 from grpc.aio import ServicerContext
 from grpc_status import rpc_status
 from structlog.contextvars import bound_contextvars
+
+from alinfik.server.errors import status_of
+from alinfik.server.metrics import Metrics
 
 # Sent by a caller, or a proxy before us, to find the call in our log; else we make one up.
 REQUEST_ID = "x-request-id"

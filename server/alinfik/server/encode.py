@@ -9,10 +9,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from alinfik.server.bundle import Bundle, BundleError
-from alinfik.v1 import Sample
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
+
+from alinfik.server.bundle import Bundle, BundleError
+from alinfik.v1 import Sample
 
 # One call tokenises a whole request on all cores. Said aloud, since the library's own default is to
 # fall back to one core, with a warning, in a process that has forked.

@@ -6,8 +6,9 @@ Comes in: a registry. Goes out: its metrics, to whoever asks. Knows nothing of w
 from collections.abc import Generator
 from contextlib import contextmanager
 
-from alinfik.server.address import check_listenable, join_address, parse_address
 from prometheus_client import CollectorRegistry, disable_created_metrics, start_http_server
+
+from alinfik.server.address import check_listenable, join_address, parse_address
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from typing import Self
 
 import numpy as np
 import structlog
+
 from alinfik.server.batching import BatchQueue, Priority
 from alinfik.server.bound import Bound
 from alinfik.server.bundle import Bundle, BundleError

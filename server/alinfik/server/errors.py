@@ -16,7 +16,6 @@ import uuid
 from collections.abc import Sequence
 
 import structlog
-from alinfik.server.engine import ModelError, NotRunningError, QueueFull
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 from google.rpc.code_pb2 import (
@@ -29,6 +28,8 @@ from google.rpc.code_pb2 import (
 )
 from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, ResourceInfo, RetryInfo
 from google.rpc.status_pb2 import Status
+
+from alinfik.server.engine import ModelError, NotRunningError, QueueFull
 
 # Long enough for a warm-up or for another replica to take over, short enough not to be noticed.
 _UNAVAILABLE_RETRY_SECONDS = 1.0

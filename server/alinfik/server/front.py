@@ -9,6 +9,13 @@ from typing import Any, cast
 
 import grpc
 import structlog
+from grpc_health.v1 import health
+from grpc_health.v1.health_pb2 import HealthCheckResponse
+from grpc_health.v1.health_pb2_grpc import (
+    add_HealthServicer_to_server,  # pyright: ignore[reportUnknownVariableType] - untyped
+)
+from grpc_reflection.v1alpha import reflection
+
 from alinfik.command import CommandError
 from alinfik.server.address import check_listenable, join_address, parse_address
 from alinfik.server.calls import Calls
@@ -18,12 +25,6 @@ from alinfik.server.service import ValuationService
 from alinfik.server.settings import ServerSettings
 from alinfik.v1 import valuation_service_pb2
 from alinfik.v1.valuation_service_pb2_grpc import add_ValuationServiceServicer_to_server
-from grpc_health.v1 import health
-from grpc_health.v1.health_pb2 import HealthCheckResponse
-from grpc_health.v1.health_pb2_grpc import (
-    add_HealthServicer_to_server,  # pyright: ignore[reportUnknownVariableType] - untyped
-)
-from grpc_reflection.v1alpha import reflection
 
 SERVICE = valuation_service_pb2.DESCRIPTOR.services_by_name["ValuationService"].full_name
 # Once all calls are done: for their last bytes to leave, and for health watchers to hear the end.

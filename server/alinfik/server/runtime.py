@@ -10,10 +10,11 @@ from typing import Any, cast
 
 import numpy as np
 import onnxruntime as ort  # pyright: ignore[reportMissingTypeStubs] - it has none
+from numpy.typing import NDArray
+
 from alinfik.server.bundle import Bundle, BundleError
 from alinfik.server.device import Device
 from alinfik.server.encode import Encoded
-from numpy.typing import NDArray
 
 _INPUTS = ("input_ids", "attention_mask", "completion_mask")
 _OUTPUTS = ("value", "lower", "upper", "ood")

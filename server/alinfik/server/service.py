@@ -11,6 +11,8 @@ from collections.abc import AsyncIterator
 from contextlib import aclosing
 from typing import cast
 
+from grpc.aio import ServicerContext
+
 from alinfik.server.bound import Bound
 from alinfik.server.calls import Calls
 from alinfik.server.engine import Engine, NotRunningError, Priority
@@ -30,7 +32,6 @@ from alinfik.v1 import (
     ScoreResult,
 )
 from alinfik.v1.valuation_service_pb2_grpc import ValuationServiceServicer
-from grpc.aio import ServicerContext
 
 
 class ValuationService(ValuationServiceServicer):

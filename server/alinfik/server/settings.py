@@ -8,9 +8,10 @@ import os
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from alinfik.server.address import parse_address
 from pydantic import AfterValidator, Field, PositiveInt, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from alinfik.server.address import parse_address
 
 
 def _address(text: str) -> str:

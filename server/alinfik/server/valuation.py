@@ -7,12 +7,13 @@ the manifest's reference distributions; knows nothing of models and queues.
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
+
 from alinfik.server.bundle import Bundle
 from alinfik.server.encode import Encoded
 from alinfik.server.rejection import Rejection
 from alinfik.server.runtime import Output
 from alinfik.v1 import Sample, TargetValue, Valuation
-from numpy.typing import NDArray
 
 _NOT_FINITE = Rejection(
     "not_finite", "completion", "cannot be valued: the proxy gives no finite number for it"
