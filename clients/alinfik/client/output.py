@@ -30,9 +30,9 @@ def table(valuations: Collection[Valuation], caption: str) -> Table:
     shown.add_column("sample", overflow="fold")
     shown.add_column("provider", overflow="fold")
     for target in targets:
-        shown.add_column(target, justify="right")
-        shown.add_column("percentile", justify="right")
-    shown.add_column("tokens", justify="right")
+        shown.add_column(target, justify="right", min_width=6)
+        shown.add_column("%ile", justify="right", min_width=4)
+    shown.add_column("tokens", justify="right", min_width=6)
     shown.add_column("remarks")
     for valuation in valuations:
         shown.add_row(*_cells(valuation, targets))
