@@ -21,7 +21,10 @@ def show_bundles(client: Client, *, as_json: bool) -> None:
         if as_json:
             print(_json_line(manifest, active=summary.active))
         else:
-            console.print(_settings(manifest, active=summary.active))
+            active = " (active)" if summary.active else ""
+            # Whole, to be copied, however narrow the terminal is.
+            console.print(f"bundle {manifest.bundle_id}{active}", soft_wrap=True, highlight=False)
+            console.print(_settings(manifest))
             console.print(_targets(manifest))
 
 
@@ -30,14 +33,9 @@ def _json_line(manifest: BundleManifest, *, active: bool) -> str:
     return f'{{"active": {str(active).lower()}, "bundle": {bundle}}}'
 
 
-def _settings(manifest: BundleManifest, *, active: bool) -> Table:
+def _settings(manifest: BundleManifest) -> Table:
     labels = manifest.labels
-    table = Table(
-        title=f"bundle {manifest.bundle_id}{' (active)' if active else ''}",
-        title_justify="left",
-        show_header=False,
-        box=None,
-    )
+    table = Table(show_header=False, box=None)
     reduction = LossReduction.Name(labels.loss_reduction).removeprefix("LOSS_REDUCTION_").lower()
     normalisation = Normalisation.Name(labels.normalisation).removeprefix("NORMALISATION_").lower()
     parameters = f"{manifest.proxy.parameter_count:,} parameters"
