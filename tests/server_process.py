@@ -19,6 +19,8 @@ class ServerProcess(NamedTuple):
     grpc: str
     metrics: str
     process: subprocess.Popen[str]
+    log: list[str]
+    """Its lines so far; all of them once the process has ended and its block is left."""
 
 
 @contextmanager
@@ -41,7 +43,7 @@ def running_server(bundle: Path, *flags: str) -> Generator[ServerProcess]:
                     # Read on, or a full pipe would hold the server up.
                     reader = threading.Thread(target=log.extend, args=(process.stdout,))
                     reader.start()
-                    yield ServerProcess(said["grpc"], said["metrics"], process)
+                    yield ServerProcess(said["grpc"], said["metrics"], process, log)
                     break
             else:
                 raise AssertionError(f"the server ended:\n{''.join(log)}")

@@ -10,6 +10,7 @@ from typing import Any, cast
 
 import numpy as np
 import onnxruntime as ort  # pyright: ignore[reportMissingTypeStubs] - it has none
+import structlog
 from numpy.typing import NDArray
 
 from alinfik.server.bundle import Bundle, BundleError
@@ -19,9 +20,12 @@ from alinfik.server.encode import Encoded
 _INPUTS = ("input_ids", "attention_mask", "completion_mask")
 _OUTPUTS = ("value", "lower", "upper", "ood")
 _CUDA = "CUDAExecutionProvider"
-_ERRORS_ONLY = 3
+# Its errors reach us as exceptions; a line of its own on standard error would be no JSON.
+_FATAL_ONLY = 4
 # Every cast below gives a type to what ONNX Runtime leaves untyped.
 _ort = cast("Any", ort)
+
+_log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +58,7 @@ class Runtime:
     def __init__(self, bundle: Bundle, device: Device, threads: int) -> None:
         options = _ort.SessionOptions()
         options.intra_op_num_threads = threads
-        options.log_severity_level = _ERRORS_ONLY
+        options.log_severity_level = _FATAL_ONLY
         # A thread that spins while it waits takes the core that the tokenizer and gRPC need.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         providers = ["CPUExecutionProvider"]
@@ -68,6 +72,10 @@ class Runtime:
             # Its exceptions have no base of their own.
             raise BundleError(f"{bundle.model} does not load: {error}") from error
         self.device: Device = "cuda" if _CUDA in self._session.get_providers() else "cpu"
+        if self.device != device:
+            _log.warning(
+                "the GPU is not used: CUDA or cuDNN is missing; install onnxruntime-gpu[cuda,cudnn]"
+            )
         self._pad_id = bundle.manifest.encoding.pad_id
         self._check(bundle)
 
