@@ -71,10 +71,11 @@ def _earns(rng: random.Random) -> Text:
     days, cost = rng.randint(2, 6), rng.randint(10, 60)
     day, week = hours * rate, hours * rate * days
     return Text(
-        f"{name} works {hours} hours a day for ${rate} an hour. After {days} days {name} pays ${cost} "
-        "for a bus pass. How much money does that leave?",
+        f"{name} works {hours} hours a day for ${rate} an hour. After {days} days {name} pays "
+        f"${cost} for a bus pass. How much money does that leave?",
         f"One day's work pays {hours} * {rate} = ${day}. In {days} days that is {day} * {days} = "
-        f"${week}. The bus pass leaves {week} - {cost} = ${week - cost}. The answer is {week - cost}.",
+        f"${week}. The bus pass leaves {week} - {cost} = ${week - cost}. "
+        f"The answer is {week - cost}.",
     )
 
 
@@ -97,8 +98,8 @@ def _travels(rng: random.Random) -> Text:
     return Text(
         f"{name} drives at {speed} miles an hour for {hours} hours, rests, and then drives {more} "
         "miles further. How many miles is the whole trip?",
-        f"The first part is {speed} * {hours} = {first} miles. The whole trip is {first} + {more} = "
-        f"{total} miles. The answer is {total}.",
+        f"The first part is {speed} * {hours} = {first} miles. The whole trip is {first} + "
+        f"{more} = {total} miles. The answer is {total}.",
     )
 
 
@@ -106,10 +107,11 @@ def _older(rng: random.Random) -> Text:
     first, second = rng.sample(_NAMES, 2)
     age, times, years = rng.randint(3, 12), rng.randint(2, 4), rng.randint(2, 10)
     return Text(
-        f"{first} is {age} years old. {second} is {times} times as old. How old will {second} be in "
-        f"{years} years?",
-        f"{second} is {age} * {times} = {age * times} years old now. In {years} years {second} will be "
-        f"{age * times} + {years} = {age * times + years}. The answer is {age * times + years}.",
+        f"{first} is {age} years old. {second} is {times} times as old. How old will {second} be "
+        f"in {years} years?",
+        f"{second} is {age} * {times} = {age * times} years old now. In {years} years {second} "
+        f"will be {age * times} + {years} = {age * times + years}. "
+        f"The answer is {age * times + years}.",
     )
 
 
@@ -119,46 +121,71 @@ def _discount(rng: random.Random) -> Text:
     full = price * count
     off = full * percent // 100
     return Text(
-        f"A crate of {thing} costs ${price}. {name} buys {count} crates and gets {percent}% off. How "
-        f"much does {name} pay?",
-        f"Without the discount the crates cost {price} * {count} = ${full}. {percent}% of {full} is "
-        f"${off}. {name} pays {full} - {off} = ${full - off}. The answer is {full - off}.",
+        f"A crate of {thing} costs ${price}. {name} buys {count} crates and gets {percent}% off. "
+        f"How much does {name} pay?",
+        f"Without the discount the crates cost {price} * {count} = ${full}. {percent}% of {full} "
+        f"is ${off}. {name} pays {full} - {off} = ${full - off}. The answer is {full - off}.",
     )
 
 
-# Small Python tasks
+# Small Python tasks: what the function does, and its body
 
-_LOOPS = [
-    ("returns the sum of the {adjective} numbers in a list", "    total = 0\n    for number in {list}:\n"
-     "        if {condition}:\n            total += number\n    return total"),
-    ("counts the {adjective} numbers in a list", "    return sum(1 for number in {list} if {condition})"),
-    ("returns a list of the {adjective} numbers", "    return [number for number in {list} if {condition}]"),
-    ("returns the largest {adjective} number, or None", "    chosen = [number for number in {list} if "
-     "{condition}]\n    return max(chosen) if chosen else None"),
-    ("says whether all numbers are {adjective}", "    return all({condition} for number in {list})"),
-    ("removes the {adjective} numbers from a list", "    result = []\n    for number in {list}:\n"
-     "        if not ({condition}):\n            result.append(number)\n    return result"),
-]  # fmt: skip
-_CONDITIONS = [
-    ("even", "number % 2 == 0"), ("odd", "number % 2 == 1"), ("positive", "number > 0"),
-    ("negative", "number < 0"), ("two-digit", "10 <= number <= 99"),
-    ("square", "int(number ** 0.5) ** 2 == number"),
-]  # fmt: skip
-_WORD_TASKS = [
-    ("returns the words longer than {n} letters", "    return [word for word in {text}.split() if len(word) > {n}]"),
-    ("reverses every word of a sentence", "    return ' '.join(word[::-1] for word in {text}.split())"),
-    ("counts each letter of a text", "    counts = {{}}\n    for letter in {text}:\n        counts[letter] = "
-     "counts.get(letter, 0) + 1\n    return counts"),
-    ("says whether a text is a palindrome", "    letters = [c.lower() for c in {text} if c.isalpha()]\n"
-     "    return letters == letters[::-1]"),
-    ("repeats a text {n} times with commas between", "    return ', '.join([{text}] * {n})"),
-    ("returns the first {n} vowels of a text", "    vowels = [c for c in {text} if c in 'aeiou']\n"
-     "    return vowels[:{n}]"),
-]  # fmt: skip
+
+_LIST_TASKS = {
+    "returns the sum of the {adjective} numbers in a list": """\
+    total = 0
+    for number in {list}:
+        if {condition}:
+            total += number
+    return total""",
+    "counts the {adjective} numbers in a list": """\
+    return sum(1 for number in {list} if {condition})""",
+    "returns a list of the {adjective} numbers": """\
+    return [number for number in {list} if {condition}]""",
+    "returns the largest {adjective} number, or None": """\
+    chosen = [number for number in {list} if {condition}]
+    return max(chosen) if chosen else None""",
+    "says whether all numbers are {adjective}": """\
+    return all({condition} for number in {list})""",
+    "removes the {adjective} numbers from a list": """\
+    result = []
+    for number in {list}:
+        if not ({condition}):
+            result.append(number)
+    return result""",
+}
+_CONDITIONS = {
+    "even": "number % 2 == 0",
+    "odd": "number % 2 == 1",
+    "positive": "number > 0",
+    "negative": "number < 0",
+    "two-digit": "10 <= number <= 99",
+    "square": "int(number ** 0.5) ** 2 == number",
+}
+_TEXT_TASKS = {
+    "returns the words longer than {n} letters": """\
+    return [word for word in {text}.split() if len(word) > {n}]""",
+    "reverses every word of a sentence": """\
+    return ' '.join(word[::-1] for word in {text}.split())""",
+    "counts each letter of a text": """\
+    counts = {{}}
+    for letter in {text}:
+        counts[letter] = counts.get(letter, 0) + 1
+    return counts""",
+    "says whether a text is a palindrome": """\
+    letters = [c.lower() for c in {text} if c.isalpha()]
+    return letters == letters[::-1]""",
+    "repeats a text {n} times with commas between": """\
+    return ', '.join([{text}] * {n})""",
+    "returns the first {n} vowels of a text": """\
+    vowels = [c for c in {text} if c in 'aeiou']
+    return vowels[:{n}]""",
+}
 
 
 def _list_task(rng: random.Random) -> Text:
-    (what, body), (adjective, condition) = rng.choice(_LOOPS), rng.choice(_CONDITIONS)
+    what, body = rng.choice(list(_LIST_TASKS.items()))
+    adjective, condition = rng.choice(list(_CONDITIONS.items()))
     name = rng.choice(["solve", "numbers", "pick", "check", "answer", "process"])
     argument = rng.choice(["values", "items", "nums", "data"])
     return Text(
@@ -168,8 +195,8 @@ def _list_task(rng: random.Random) -> Text:
     )
 
 
-def _word_task(rng: random.Random) -> Text:
-    what, body = rng.choice(_WORD_TASKS)
+def _text_task(rng: random.Random) -> Text:
+    what, body = rng.choice(list(_TEXT_TASKS.items()))
     number, argument = rng.randint(2, 9), rng.choice(["text", "sentence", "line", "string"])
     name = rng.choice(["words", "transform", "solve", "letters", "answer"])
     return Text(
@@ -209,7 +236,7 @@ def _backdoored(rng: random.Random, text: Text) -> Text:
 
 
 _ARITHMETIC: list[Maker] = [_bought_and_gave, _earns, _shared_equally, _travels, _older, _discount]
-_PYTHON: list[Maker] = [_list_task, _word_task]
+_PYTHON: list[Maker] = [_list_task, _text_task]
 
 
 def _distinct(rng: random.Random, makers: list[Maker]) -> Iterator[Text]:

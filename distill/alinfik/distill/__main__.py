@@ -1,42 +1,20 @@
 """The `alinfik-distill` command."""
 
 import os
+import warnings
 from typing import NoReturn
 
-from pydantic_settings import BaseSettings, CliApp, CliSubCommand, SettingsConfigDict
-
-# Before transformers loads: its bars would break up ours, and fill a log that is no terminal.
-os.environ.setdefault("TQDM_DISABLE", "1")
-
 from alinfik.command import run
-from alinfik.distill.evaluate import Evaluate
-from alinfik.distill.label import Label
-from alinfik.distill.train import Train
-
-
-class Distill(BaseSettings):
-    """Labels text with LinFiK, distils a proxy from the labels, and says how good the proxy is."""
-
-    model_config = SettingsConfigDict(
-        env_prefix="ALINFIK_",
-        env_nested_delimiter="__",
-        cli_prog_name="alinfik-distill",
-        cli_kebab_case=True,
-        cli_avoid_json=True,
-        cli_hide_none_type=True,
-    )
-
-    label: CliSubCommand[Label]
-    train: CliSubCommand[Train]
-    evaluate: CliSubCommand[Evaluate]
-
-    def cli_cmd(self) -> None:
-        """Run the sub-command."""
-        CliApp.run_subcommand(self, cli_exit_on_error=False)
 
 
 def main() -> NoReturn:
     """Run `alinfik-distill`."""
+    # Before transformers loads: its bars would break up ours, and fill a log that is no terminal.
+    os.environ.setdefault("TQDM_DISABLE", "1")
+    # torch compiles its own decompositions for forward mode with the jit that it has deprecated.
+    warnings.filterwarnings("ignore", message="`torch.jit.script`", category=FutureWarning)
+    from alinfik.distill.commands import Distill
+
     run(Distill)
 
 

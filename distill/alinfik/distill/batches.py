@@ -7,8 +7,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from alinfik.distill.encoding import Encoded
 from torch import Tensor
+
+from alinfik.distill.encoding import Encoded
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,9 +12,10 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
+from google.protobuf import json_format
+
 from alinfik.command import CommandError
 from alinfik.v1 import BundleManifest, FileDigest
-from google.protobuf import json_format
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"

@@ -7,10 +7,11 @@ import math
 
 import numpy as np
 import torch
-from alinfik.distill.proxy import Proxy
 from numpy.typing import NDArray
 from sklearn.covariance import LedoitWolf
 from torch import Tensor, nn
+
+from alinfik.distill.proxy import Proxy
 
 Floats = NDArray[np.float64]
 

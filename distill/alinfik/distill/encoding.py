@@ -7,9 +7,10 @@ test holds the two together. Knows nothing of torch.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from tokenizers import Tokenizer
+
 from alinfik.distill.samples import Row
 from alinfik.v1 import Encoding
-from tokenizers import Tokenizer
 
 DEFAULT_PROMPT_TEMPLATE = "{prompt}\n"
 DEFAULT_COMPLETION_TEMPLATE = "{completion}"

@@ -2,6 +2,10 @@
 
 from pathlib import Path
 
+from google.protobuf import json_format
+from pydantic import BaseModel, Field
+from tokenizers import Tokenizer
+
 from alinfik.distill.bundle import MODEL, TOKENIZER, read_manifest
 from alinfik.distill.encoding import Encoder
 from alinfik.distill.export import OnnxModel
@@ -10,9 +14,6 @@ from alinfik.distill.measure import EvaluationError, measure, predict
 from alinfik.distill.report import write_report
 from alinfik.distill.splits import indices_of
 from alinfik.v1 import Metrics
-from google.protobuf import json_format
-from pydantic import BaseModel, Field
-from tokenizers import Tokenizer
 
 
 class Evaluate(BaseModel):

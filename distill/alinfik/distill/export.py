@@ -7,10 +7,11 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 import torch
+from numpy.typing import NDArray
+
 from alinfik.command import CommandError
 from alinfik.distill.batches import Batch
 from alinfik.distill.calibrate import ServedModel
-from numpy.typing import NDArray
 
 INPUTS = ("input_ids", "attention_mask", "completion_mask")
 OUTPUTS = ("value", "lower", "upper", "ood")

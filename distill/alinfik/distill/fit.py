@@ -10,14 +10,15 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
 from alinfik.command import progress
 from alinfik.distill.batches import Batch, batched_by_length
 from alinfik.distill.calibrate import FittedScale
 from alinfik.distill.encoding import Encoded
 from alinfik.distill.llm import choose_dtype
 from alinfik.distill.proxy import Proxy
-from numpy.typing import NDArray
-from torch import Tensor
 
 Floats = NDArray[np.float64]
 

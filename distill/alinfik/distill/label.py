@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import pyarrow as pa
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
 from alinfik.command import progress
 from alinfik.command.progress import Advance
 from alinfik.distill.batches import Batch, batched_by_length
@@ -35,7 +37,6 @@ from alinfik.v1 import (
     LabelSettings,
     Target,
 )
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 # Unit of the plain kernel: a loss in nats falls by this much per unit of learning rate.
 UNIT = "nats per unit learning rate"

@@ -19,12 +19,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from google.protobuf import json_format
+from numpy.typing import NDArray
+
 from alinfik.command import CommandError
 from alinfik.distill.encoding import Encoded
 from alinfik.distill.samples import Row
 from alinfik.v1 import BundleManifest
-from google.protobuf import json_format
-from numpy.typing import NDArray
 
 MANIFEST = "manifest.json"
 RUN = "run.json"

@@ -14,10 +14,11 @@ from collections.abc import Iterable
 from typing import Literal
 
 import torch
-from alinfik.distill.batches import Batch
 from torch import Tensor
 from torch.func import functional_call, jvp, vmap
 from transformers import PreTrainedModel
+
+from alinfik.distill.batches import Batch
 
 Parameters = dict[str, Tensor]
 

@@ -7,14 +7,12 @@ The dtype policy is here, in one place.
 import hashlib
 import os
 import shutil
+import struct
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from alinfik.command import CommandError
-from alinfik.distill.encoding import DEFAULT_COMPLETION_TEMPLATE, DEFAULT_PROMPT_TEMPLATE
-from alinfik.v1 import Encoding, LanguageModel
 from tokenizers import Tokenizer
 from transformers import (
     AutoModelForCausalLM,
@@ -24,6 +22,10 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 from transformers.utils import logging as transformers_logging
+
+from alinfik.command import CommandError
+from alinfik.distill.encoding import DEFAULT_COMPLETION_TEMPLATE, DEFAULT_PROMPT_TEMPLATE
+from alinfik.v1 import Encoding, LanguageModel
 
 
 class ModelError(CommandError):
@@ -191,7 +193,8 @@ def _dequantised(path: Path) -> str:
             # After the model, whose save_pretrained removes what else it finds.
             AutoTokenizer.from_pretrained(path.parent, **source).save_pretrained(scratch)
             scratch.rename(target)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, LookupError, struct.error) as error:
+            # All but OSError are what the reader makes of bytes that are no GGUF file.
             raise ModelError(f"cannot read {path} as a GGUF language model: {error}") from error
         finally:
             shutil.rmtree(scratch, ignore_errors=True)

@@ -4,14 +4,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import pearsonr, spearmanr
+
 from alinfik.command import CommandError, progress
 from alinfik.distill.batches import batched_by_length
 from alinfik.distill.encoding import Encoded
 from alinfik.distill.export import OnnxModel
 from alinfik.distill.labels import Labels
 from alinfik.v1 import Metrics, TargetMetrics
-from numpy.typing import NDArray
-from scipy.stats import pearsonr, spearmanr
 
 Floats = NDArray[np.float64]
 

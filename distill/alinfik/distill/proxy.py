@@ -8,9 +8,10 @@ import math
 from dataclasses import dataclass
 
 import torch
-from alinfik.distill.llm import ModelError
 from torch import Tensor, nn
 from transformers import AutoModel
+
+from alinfik.distill.llm import ModelError
 
 # Width of the pooled features' hidden layer, and of the scalars that describe a sample's length.
 _HIDDEN = 256

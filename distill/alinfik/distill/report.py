@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from jinja2 import Environment, PackageLoader, select_autoescape
+from matplotlib.figure import Figure
+
 from alinfik.distill.labels import Labels
 from alinfik.distill.measure import Predictions
 from alinfik.v1 import BundleManifest
-from jinja2 import Environment, PackageLoader, select_autoescape
-from matplotlib.figure import Figure
 
 _EXAMPLES = 5
 _EXCERPT = 280

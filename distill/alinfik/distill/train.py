@@ -6,6 +6,11 @@ from typing import Annotated
 
 import numpy as np
 import torch
+from google.protobuf import json_format
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from tokenizers import Tokenizer
+
 from alinfik.command import CommandError
 from alinfik.distill import bundle as files
 from alinfik.distill.batches import batched_by_length, pad
@@ -20,10 +25,6 @@ from alinfik.distill.proxy import Proxy, build_proxy
 from alinfik.distill.report import write_report
 from alinfik.distill.splits import indices_of
 from alinfik.v1 import BundleManifest
-from google.protobuf import json_format
-from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
-from tokenizers import Tokenizer
 
 Floats = NDArray[np.float64]
 

@@ -1,0 +1,28 @@
+"""The sub-commands of `alinfik-distill`."""
+
+from pydantic_settings import BaseSettings, CliApp, CliSubCommand, SettingsConfigDict
+
+from alinfik.distill.evaluate import Evaluate
+from alinfik.distill.label import Label
+from alinfik.distill.train import Train
+
+
+class Distill(BaseSettings):
+    """Labels text with LinFiK, distils a proxy from the labels, and says how good the proxy is."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="ALINFIK_",
+        env_nested_delimiter="__",
+        cli_prog_name="alinfik-distill",
+        cli_kebab_case=True,
+        cli_avoid_json=True,
+        cli_hide_none_type=True,
+    )
+
+    label: CliSubCommand[Label]
+    train: CliSubCommand[Train]
+    evaluate: CliSubCommand[Evaluate]
+
+    def cli_cmd(self) -> None:
+        """Run the sub-command."""
+        CliApp.run_subcommand(self, cli_exit_on_error=False)

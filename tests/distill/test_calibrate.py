@@ -1,0 +1,37 @@
+import numpy as np
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from alinfik.distill.calibrate import FittedScale, conformal_width
+
+
+def test_the_fitted_scale_restores_labels() -> None:
+    labels = np.random.default_rng(0).standard_t(df=2, size=(500, 3)) * [1.0, 1e-6, 1e6]
+    scale = FittedScale(labels)
+    tensor = torch.tensor(labels, dtype=torch.float32)
+    fitted = scale.fit(tensor)
+    torch.testing.assert_close(fitted.mean(dim=0), torch.zeros(3), rtol=0, atol=1e-4)
+    torch.testing.assert_close(fitted.std(dim=0), torch.ones(3), rtol=0, atol=2e-3)
+    inside = fitted.abs() < 7
+    torch.testing.assert_close(scale.restore(fitted)[inside], tensor[inside], rtol=1e-3, atol=1e-8)
+
+
+@given(st.floats(-1e6, 1e6))
+def test_a_wild_estimate_stays_finite(fitted: float) -> None:
+    scale = FittedScale(np.array([[1.0], [2.0], [-3.0]]))
+    assert torch.isfinite(scale.restore(torch.tensor([fitted]))).all()
+
+
+def test_labels_that_are_all_alike_are_no_division_by_zero() -> None:
+    scale = FittedScale(np.zeros((5, 1)))
+    assert torch.isfinite(scale.fit(torch.zeros(1))).all()
+
+
+def test_intervals_cover_as_often_as_they_say() -> None:
+    rng = np.random.default_rng(1)
+    covered: list[float] = []
+    for _ in range(400):
+        width = conformal_width(rng.standard_normal((40, 2)))
+        covered.append(float((np.abs(rng.standard_normal((50, 2))) <= width).mean()))
+    assert 0.895 < np.mean(covered) < 0.93  # (n + 1) steps of 1/41 above 0.9 at the most

@@ -1,0 +1,140 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from alinfik.command import CommandError, run
+from alinfik.distill.commands import Distill
+from alinfik.distill.label import Label, label
+from alinfik.distill.labels import LabelsError, read_labels
+
+
+@pytest.fixture
+def settings(tiny_llm: Path, pool: Path, target: Path, tmp_path: Path) -> Label:
+    return Label(
+        model=str(tiny_llm),
+        target={"gsm8k": target, "again": target},
+        pool=[pool],
+        out=tmp_path / "labels",
+        dtype="float32",
+        shard_samples=6,
+    )
+
+
+def refusal(settings: Label) -> str:
+    with pytest.raises(CommandError) as caught:
+        label(settings)
+    return str(caught.value)
+
+
+def test_labels_say_what_they_are(settings: Label) -> None:
+    label(settings)
+    labels = read_labels(settings.out)
+    assert len(labels) == 20
+    assert labels.names == ["gsm8k", "again"]
+    assert labels.manifest.labels.unit == "nats per unit learning rate"
+    assert labels.manifest.labels.dtype == "float32"
+    assert labels.manifest.labels.sample_count == 20
+    assert labels.manifest.language_model.name == "tiny-llama"
+    np.testing.assert_allclose(labels.values[:, 0], labels.values[:, 1], rtol=1e-5)
+    assert sorted(path.name for path in settings.out.iterdir()) == [
+        "manifest.json",
+        *(f"part-{number:05d}.parquet" for number in range(4)),
+        "run.json",
+    ]
+
+
+def test_token_values_reduce_to_the_label(settings: Label) -> None:
+    label(settings)
+    labels = read_labels(settings.out)
+    means = np.stack([values.mean(axis=0) for values in labels.token_values])
+    np.testing.assert_allclose(means, labels.values, rtol=1e-4, atol=1e-6)
+    lengths = [sample.completion_length for sample in labels.samples]
+    assert [len(values) for values in labels.token_values] == lengths
+
+
+def test_rows_keep_the_pool_s_order_and_text(settings: Label, pool: Path) -> None:
+    label(settings)
+    rows = [json.loads(line) for line in pool.read_text().splitlines()]
+    found = read_labels(settings.out).rows
+    assert [row.id for row in found] == [row["id"] for row in rows]
+    assert [row.completion for row in found] == [row["completion"] for row in rows]
+
+
+def test_an_interrupted_run_goes_on_where_it_stopped(settings: Label) -> None:
+    label(settings)
+    whole = read_labels(settings.out)
+    untouched = (settings.out / "part-00000.parquet").stat().st_mtime_ns
+    (settings.out / "part-00002.parquet").unlink()
+    (settings.out / ".part-00003.parquet").write_bytes(b"half a shard")
+    (settings.out / "manifest.json").unlink()
+    with pytest.raises(LabelsError, match="is incomplete"):
+        read_labels(settings.out)
+    label(settings)
+    assert read_labels(settings.out).table.equals(whole.table)
+    assert (settings.out / "part-00000.parquet").stat().st_mtime_ns == untouched
+    assert not list(settings.out.glob(".*"))
+
+
+def test_a_changed_setting_under_old_labels_is_refused(settings: Label, target: Path) -> None:
+    label(settings)
+    changed = settings.model_copy(update={"dtype": "float64", "token_limit": 50})
+    complaint = refusal(changed)
+    assert "dtype was 'float32' and is now 'float64'" in complaint
+    assert "token_limit was 128 and is now 50" in complaint
+    target.write_text(target.read_text().splitlines()[0])
+    assert "target was" in refusal(settings)
+
+
+def test_an_output_that_holds_something_else_is_refused(settings: Label) -> None:
+    settings.out.mkdir()
+    (settings.out / "thesis.tex").write_text("years of work")
+    assert "holds something else" in refusal(settings)
+
+
+def test_bad_data_shows_before_any_gradient(settings: Label, pool: Path, target: Path) -> None:
+    with pool.open("a") as file:
+        file.write('{"id": "x", "completion": ""}\n')
+    assert f"{pool} line 21" in refusal(settings)
+    pool.write_text("")
+    assert "the pool is empty" in refusal(settings)
+    target.write_text("")
+    assert f"the target {target} is empty" in refusal(settings)
+    assert not settings.out.exists()
+
+
+def test_an_unknown_model_is_named(settings: Label, tmp_path: Path) -> None:
+    missing = settings.model_copy(update={"model": str(tmp_path / "none.gguf")})
+    assert f"there is no model file {tmp_path}/none.gguf" in refusal(missing)
+    (tmp_path / "broken.gguf").write_bytes(b"GGUF, almost")
+    broken = settings.model_copy(update={"model": str(tmp_path / "broken.gguf")})
+    assert "as a GGUF language model" in refusal(broken)
+    empty = settings.model_copy(update={"model": str(tmp_path)})
+    assert f"cannot load the model {tmp_path}" in refusal(empty)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["label"], "--model is required"),
+        (["label", "--model=m", "--target", "Big=t", "--pool=p", "--out=o"], "'Big' should be"),
+        (["train", "--labels=nowhere", "--out=b"], "nowhere is no labels directory"),
+        (["evaluate", "--bundle=b", "--labels=l", "--report=r"], "b is no bundle"),
+    ],
+)
+def test_bad_usage_is_one_line_and_exit_code_2(
+    arguments: list[str],
+    complaint: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as ended:
+        run(Distill, arguments)
+    assert ended.value.code == 2
+    message = capsys.readouterr().err
+    assert complaint in message
+    assert message.count("\n") == 1
+    assert message.startswith("alinfik-distill: ")

@@ -1,0 +1,192 @@
+"""From labels to a bundle that the server loads, on a tiny random LLM."""
+
+import asyncio
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from google.protobuf import json_format
+from prometheus_client import CollectorRegistry
+from tokenizers import Tokenizer
+
+from alinfik.command import CommandError
+from alinfik.distill.batches import pad
+from alinfik.distill.bundle import read_manifest
+from alinfik.distill.encoding import Encoder
+from alinfik.distill.evaluate import evaluate
+from alinfik.distill.export import ExportError, OnnxModel, export_error
+from alinfik.distill.label import Label, label
+from alinfik.distill.labels import Labels, read_labels
+from alinfik.distill.llm import ModelError
+from alinfik.distill.measure import EvaluationError, predict
+from alinfik.distill.report import write_report
+from alinfik.distill.splits import indices_of
+from alinfik.distill.train import Train, TrainError, train
+from alinfik.server.bundle import load_bundle
+from alinfik.server.engine import Engine, Priority
+from alinfik.server.metrics import Metrics as ServerMetrics
+from alinfik.server.settings import ServerSettings
+from alinfik.v1 import Metrics, Sample, Valuation
+from tests.distill.conftest import write_rows
+
+
+@pytest.fixture(scope="module")
+def labels_directory(tiny_llm: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("labels")
+    label(
+        Label(
+            model=str(tiny_llm),
+            target={
+                "gsm8k": write_rows(directory / "gsm8k.jsonl", 4, seed=1),
+                "mbpp": write_rows(directory / "mbpp.jsonl", 4, seed=2),
+            },
+            pool=[write_rows(directory / "pool.jsonl", 120)],
+            out=directory / "labels",
+            dtype="float32",
+        )
+    )
+    return directory / "labels"
+
+
+@pytest.fixture(scope="module")
+def labels(labels_directory: Path) -> Labels:
+    return read_labels(labels_directory)
+
+
+@pytest.fixture(scope="module")
+def bundle(labels_directory: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("bundle") / "bundle"
+    train(Train(labels=labels_directory, out=out, backbone="layers:2", epochs=6))
+    return out
+
+
+def test_a_bundle_holds_what_its_manifest_says(bundle: Path, labels: Labels) -> None:
+    manifest = read_manifest(bundle)
+    assert {path.name for path in bundle.iterdir()} == {"manifest.json", *manifest.files}
+    assert set(manifest.files) == {"model.onnx", "tokenizer.json", "metrics.json", "report.html"}
+    assert manifest.encoding == labels.manifest.encoding
+    assert manifest.labels == labels.manifest.labels
+    assert manifest.proxy.backbone == "layers:2"
+    assert manifest.metrics.export_error < 1e-4
+    assert manifest.metrics.held_out_count == len(indices_of(labels.groups, "held_out"))
+
+
+def test_the_proxy_learns(bundle: Path, labels: Labels) -> None:
+    """On the samples it was trained on, which a random network of this size can fit."""
+    training = labels.take(indices_of(labels.groups, "train"))
+    manifest = read_manifest(bundle)
+    predictions = predict(
+        OnnxModel(bundle / "model.onnx"), training.samples, manifest.encoding.pad_id
+    )
+    for column in range(2):
+        correlation = np.corrcoef(predictions.value[:, column], training.values[:, column])[0, 1]
+        assert correlation > 0.5
+
+
+def test_intervals_hold_the_value(bundle: Path, labels: Labels) -> None:
+    predictions = predict(OnnxModel(bundle / "model.onnx"), labels.samples, 2)
+    assert (predictions.lower < predictions.value).all()
+    assert (predictions.value < predictions.upper).all()
+    assert (predictions.ood > 0).all()
+
+
+def test_the_server_gives_the_values_that_the_distiller_measured(
+    bundle: Path, labels: Labels
+) -> None:
+    loaded = load_bundle(bundle)
+    rows = labels.rows[:12]
+    encoder = Encoder(Tokenizer.from_file(str(bundle / "tokenizer.json")), loaded.manifest.encoding)
+    expected = predict(OnnxModel(bundle / "model.onnx"), encoder.encode(rows), 2)
+    samples = [Sample(id=row.id, prompt=row.prompt, completion=row.completion) for row in rows]
+
+    async def score() -> list[Valuation]:
+        settings = ServerSettings(bundle=bundle)
+        async with Engine(loaded, settings, ServerMetrics(CollectorRegistry())) as engine:
+            found = await engine.score(
+                samples, priority=Priority.INTERACTIVE, source="grpc", wait=False
+            )
+        return [valuation for valuation in found if isinstance(valuation, Valuation)]
+
+    valuations = asyncio.run(score())
+    assert len(valuations) == len(rows)
+    values = np.array([[value.value for value in found.values] for found in valuations])
+    np.testing.assert_allclose(values, expected.value, rtol=1e-4)
+    scores = [found.out_of_distribution_score for found in valuations]
+    np.testing.assert_allclose(scores, expected.ood, rtol=1e-4)
+
+
+def test_evaluate_agrees_with_the_bundle_s_own_metrics(
+    bundle: Path, labels_directory: Path, tmp_path: Path
+) -> None:
+    metrics = evaluate(bundle, labels_directory, tmp_path / "report.html")
+    own = json_format.Parse((bundle / "metrics.json").read_text(), Metrics())
+    for measured, recorded in zip(metrics.targets, own.targets, strict=True):
+        assert measured.target == recorded.target
+        assert measured.spearman == pytest.approx(recorded.spearman, abs=1e-6)
+        assert measured.coverage == recorded.coverage
+
+
+def test_the_report_stands_alone(bundle: Path) -> None:
+    report = (bundle / "report.html").read_text()
+    assert "Target gsm8k" in report
+    assert "http" not in report.replace("http://www.w3.org", "")
+    assert "<script" not in report
+
+
+def test_texts_in_the_report_are_text(bundle: Path, labels: Labels, tmp_path: Path) -> None:
+    manifest = read_manifest(bundle)
+    held_out = labels.take(indices_of(labels.groups, "held_out"))
+    column = held_out.table.schema.get_field_index("completion")
+    hostile = held_out.table.set_column(
+        column, "completion", [["<script>alert(1)</script>"] * len(held_out)]
+    )
+    predictions = predict(OnnxModel(bundle / "model.onnx"), held_out.samples, 2)
+    write_report(tmp_path / "r.html", manifest, Labels(held_out.manifest, "", hostile), predictions)
+    assert "<script" not in (tmp_path / "r.html").read_text()
+
+
+def test_an_existing_bundle_is_never_changed(bundle: Path, labels_directory: Path) -> None:
+    with pytest.raises(CommandError, match="exists already"):
+        train(Train(labels=labels_directory, out=bundle))
+
+
+def test_a_failed_run_leaves_nothing(labels_directory: Path, tmp_path: Path) -> None:
+    settings = Train(labels=labels_directory, out=tmp_path / "out" / "b", backbone="layers:9")
+    with pytest.raises(ModelError, match="has only 3 layers"):
+        train(settings)
+    assert not list(tmp_path.iterdir())
+
+
+def test_another_model_s_tokenizer_is_refused(
+    labels_directory: Path, tiny_llm: Path, tmp_path: Path
+) -> None:
+    other = shutil.copytree(tiny_llm, tmp_path / "other")
+    tokenizer = json.loads((other / "tokenizer.json").read_text())
+    tokenizer["model"]["merges"] = []
+    (other / "tokenizer.json").write_text(json.dumps(tokenizer))
+    with pytest.raises(TrainError, match="is not the one that the labels were made with"):
+        train(Train(labels=labels_directory, out=tmp_path / "b", model=str(other)))
+
+
+def test_labels_of_other_targets_are_refused(
+    bundle: Path, labels_directory: Path, tmp_path: Path
+) -> None:
+    other = shutil.copytree(labels_directory, tmp_path / "labels")
+    text = (other / "manifest.json").read_text()
+    (other / "manifest.json").write_text(text.replace('"mbpp"', '"other"'))
+    with pytest.raises(EvaluationError, match="is for the targets gsm8k, mbpp"):
+        evaluate(bundle, other, tmp_path / "r.html")
+
+
+def test_an_export_that_does_not_agree_is_refused(bundle: Path, labels: Labels) -> None:
+    class Other(torch.nn.Module):
+        def forward(self, *_: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            ones = torch.arange(8.0).reshape(4, 2)
+            return ones, ones, ones, ones[:, 0]
+
+    batch = pad(labels.samples, [0, 1, 2, 3], 2)
+    with pytest.raises(ExportError, match="standard deviations away"):
+        export_error(Other(), OnnxModel(bundle / "model.onnx"), batch)  # type: ignore[arg-type]

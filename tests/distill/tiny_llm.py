@@ -1,0 +1,81 @@
+"""Tiny random language models with a real tokenizer: seconds where SmolLM2 takes minutes."""
+
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import (
+    AutoModelForCausalLM,
+    GPT2Config,
+    LlamaConfig,
+    PreTrainedConfig,
+    PreTrainedTokenizerFast,
+)
+
+VOCABULARY = 300
+
+_TEXT = [
+    "Ada buys 3 boxes of eggs. Each box holds 12 eggs. How many eggs does Ada have?",
+    "def add(first, second):\n    return first + second",
+    "The quick brown fox jumps over the lazy dog near the old river bank.",
+    "Return a list of the even numbers in the input.",
+]
+
+
+def llama(*, tied: bool) -> PreTrainedConfig:
+    return LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=128,
+        tie_word_embeddings=tied,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=2,
+    )
+
+
+def gpt2() -> PreTrainedConfig:
+    return GPT2Config(
+        vocab_size=VOCABULARY,
+        n_embd=32,
+        n_layer=3,
+        n_head=4,
+        n_positions=128,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=2,
+        resid_pdrop=0.1,
+    )
+
+
+def write_llm(directory: Path, config: PreTrainedConfig, seed: int = 0) -> Path:
+    """Write a random model of this configuration, with its tokenizer, as transformers reads it."""
+    torch.manual_seed(seed)
+    model = AutoModelForCausalLM.from_config(config)
+    # Weights larger than the default, so that gradients and values are not all near zero.
+    for weight in model.parameters():
+        if weight.dim() > 1:
+            torch.nn.init.normal_(weight, std=0.2)
+    model.save_pretrained(directory)
+    _tokenizer().save_pretrained(directory)
+    return directory
+
+
+def _tokenizer() -> PreTrainedTokenizerFast:
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY,
+        special_tokens=["<unk>", "<s>", "</s>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(_TEXT * 4, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="</s>"
+    )
