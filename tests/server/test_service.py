@@ -274,6 +274,33 @@ def test_a_reader_that_does_not_read_is_not_read(tiny_bundle: Path) -> None:
     asyncio.run(main())
 
 
+def test_a_client_that_goes_without_having_read_is_a_cancelled_call_and_no_defect(
+    tiny_bundle: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def main() -> None:
+        samples = [Sample(provider="p" * 256, completion="x")] * 64
+        async with served(tiny_bundle) as (server, stub):
+            stream = stub.ScoreStream()
+            writing = asyncio.ensure_future(stream.write(ScoreRequest(samples=samples)))
+            while (await asyncio.wait([writing], timeout=0.5))[0]:
+                writing = asyncio.ensure_future(stream.write(ScoreRequest(samples=samples)))
+            stream.cancel()
+            await asyncio.wait([writing])
+
+            def calls(code: str) -> float | None:
+                labels = {"method": "ScoreStream", "code": code}
+                return server.registry.get_sample_value("alinfik_requests_total", labels)
+
+            while not any(map(calls, ("CANCELLED", "INTERNAL", "OK"))):
+                await asyncio.sleep(0.001)
+            assert calls("CANCELLED") == 1
+            assert server.registry.get_sample_value("alinfik_queue_samples") == 0
+
+    asyncio.run(main())
+    assert "defect" not in capsys.readouterr().out
+    assert not caplog.records
+
+
 def test_a_client_that_goes_leaves_nothing_behind(slow_bundle: Path) -> None:
     async def main() -> None:
         async with served(slow_bundle, batch_tokens=1) as (server, stub):

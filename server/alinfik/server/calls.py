@@ -13,7 +13,7 @@ from typing import Any
 import grpc
 import structlog
 from google.rpc.code_pb2 import INTERNAL, Code
-from grpc.aio import ServicerContext
+from grpc.aio import InternalError, ServicerContext
 from grpc_status import rpc_status
 from structlog.contextvars import bound_contextvars
 
@@ -51,6 +51,10 @@ class Calls:
             except (asyncio.CancelledError, GeneratorExit):
                 code = grpc.StatusCode.CANCELLED.name
                 raise
+            except InternalError as error:
+                # grpc's word for a message that could not be sent or read: the client has gone.
+                code = grpc.StatusCode.CANCELLED.name
+                raise asyncio.CancelledError from error
             except Exception as error:  # noqa: BLE001 - none may end a call without a proper status
                 status = status_of(error)
                 code = Code.Name(status.code)
