@@ -12,9 +12,6 @@ class Row:
     priority: Priority
     age: int
 
-    def __len__(self) -> int:
-        return self.length
-
 
 rows = st.lists(st.tuples(st.integers(0, 300), st.sampled_from(Priority)), max_size=60)
 budgets = st.integers(1, 1000)
@@ -48,7 +45,7 @@ def test_padded_tokens_keep_to_the_budget_but_for_a_lone_giant(
     given_rows: list[tuple[int, Priority]], budget: int
 ) -> None:
     for batch in drained(filled(given_rows)[0], budget):
-        assert len(batch) == 1 or len(batch) * max(map(len, batch)) <= budget
+        assert len(batch) == 1 or len(batch) * max(row.length for row in batch) <= budget
 
 
 @given(rows, budgets)
@@ -71,14 +68,14 @@ def test_no_stream_entry_takes_the_place_of_an_interactive_one_that_fits(
     interactive = [row for row in batch if row.priority is Priority.INTERACTIVE]
     left = [row for row in entries if row not in batch and row.priority is Priority.INTERACTIVE]
     if any(row.priority is Priority.STREAM for row in batch) and left:
-        longest = max(map(len, interactive))
-        fits = [row for row in left if (len(interactive) + 1) * max(longest, len(row)) <= budget]
+        longest = max(row.length for row in interactive)
+        fits = [row for row in left if (len(interactive) + 1) * max(longest, row.length) <= budget]
         assert not fits
 
 
 def test_nearest_lengths_go_together() -> None:
     queue, _ = filled([(length, Priority.STREAM) for length in (100, 9, 101, 300, 99, 10)])
-    assert sorted(map(len, queue.take(303))) == [99, 100, 101]
+    assert sorted(row.length for row in queue.take(303)) == [99, 100, 101]
 
 
 @given(rows, budgets, st.data())

@@ -6,10 +6,9 @@ it.
 """
 
 from collections import OrderedDict
-from collections.abc import Sized
 from enum import IntEnum
 from itertools import islice
-from typing import Generic, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 # How many waiting entries are looked at for lengths near the first one's. Wide enough to fill a
 # batch with rows of nearly one length, narrow enough to form it in a fraction of a millisecond.
@@ -25,11 +24,16 @@ class Priority(IntEnum):
     """A stream's records: throughput counts, and nobody watches a single one."""
 
 
-E = TypeVar("E", bound=Sized)
+class _Entry(Protocol):
+    @property
+    def length(self) -> int: ...
+
+
+E = TypeVar("E", bound=_Entry)
 
 
 class BatchQueue(Generic[E]):
-    """Entries that wait for the model, told apart by identity; ``len(entry)`` is its tokens."""
+    """Entries that wait for the model, told apart by identity; ``entry.length`` is its tokens."""
 
     def __init__(self) -> None:
         # Ordered dictionaries, not deques: entries leave from the middle, when their length fits a
@@ -67,15 +71,15 @@ class BatchQueue(Generic[E]):
         for line in self._lines.values():
             window = list(islice(line, WINDOW))
             if window and not batch:
-                wanted = longest = len(window[0])
+                wanted = longest = window[0].length
             # Sorting is stable: of equal lengths the oldest goes first, so the very oldest does.
-            for entry in sorted(window, key=lambda entry: abs(len(entry) - wanted)):
+            for entry in sorted(window, key=lambda entry: abs(entry.length - wanted)):
                 rows = len(batch) + 1
                 if batch and rows * longest > budget:
                     return batch
-                if batch and rows * len(entry) > budget:
+                if batch and rows * entry.length > budget:
                     continue
                 batch.append(entry)
-                longest = max(longest, len(entry))
+                longest = max(longest, entry.length)
                 del line[entry]
         return batch

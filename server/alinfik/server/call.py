@@ -51,15 +51,13 @@ class Call:
 
 
 class Entry:
-    """One sample in the queue; its length is its tokens."""
+    """One sample in the queue; ``length`` is its tokens."""
 
-    __slots__ = ("call", "encoded", "place", "sample")
+    __slots__ = ("call", "encoded", "length", "place", "sample")
 
     def __init__(self, call: Call, place: int, sample: Sample, encoded: Encoded) -> None:
         self.call = call
         self.place = place
         self.sample = sample
         self.encoded = encoded
-
-    def __len__(self) -> int:
-        return len(self.encoded)
+        self.length = len(encoded)

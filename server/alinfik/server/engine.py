@@ -216,7 +216,7 @@ class Engine:
     def _release(self, entries: Sequence[Entry]) -> None:
         for entry in entries:
             self._samples[entry.call.priority].release(1)
-            self._tokens[entry.call.priority].release(len(entry))
+            self._tokens[entry.call.priority].release(entry.length)
         self._show_queue()
 
     async def _work(self, runtime: Runtime) -> None:

@@ -31,7 +31,7 @@ class Tally:
 
     def batch(self, entries: Sequence[Entry], begun: float, ended: float) -> None:
         """Count a batch that ran from ``begun`` to ``ended``, on the monotonic clock."""
-        lengths = [len(entry) for entry in entries]
+        lengths = [entry.length for entry in entries]
         padded = len(lengths) * max(lengths)
         metrics = self._metrics
         metrics.inference_seconds.observe(ended - begun)
