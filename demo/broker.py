@@ -28,6 +28,10 @@ from demo.kafka_jars import JarsMissingError, java, kafka_classpath
 START_SECONDS = 100.0
 STOP_SECONDS = 20.0
 
+# Where there is setpriv, as on any Linux, a broker outlives not even a SIGKILL of this process.
+_SETPRIV = shutil.which("setpriv")
+_DIE_WITH_US = [_SETPRIV, "--pdeathsig", "KILL", "--"] if _SETPRIV else []
+
 
 class BrokerError(RuntimeError):
     """The broker did not start; the message ends with the tail of its log."""
@@ -81,7 +85,7 @@ class Broker:
         with self.log.open("ab") as log:
             # A session of its own: Ctrl-C at the terminal reaches us alone, and we end the broker.
             self._process = subprocess.Popen(
-                self.command(),
+                [*_DIE_WITH_US, *self.command()],
                 cwd=self.directory,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -113,10 +117,20 @@ class Broker:
             self._process.wait()
         self._process = None
 
-    def create_topic(self, name: str, partitions: int = 1) -> None:
-        """Create a topic and return once each of its partitions has a leader."""
+    def create_topic(self, name: str, partitions: int = 1, **configs: str) -> None:
+        """Create a topic and return once each of its partitions has a leader.
+
+        Args:
+            name: of the topic.
+            partitions: how many.
+            configs: the topic's own settings, with ``_`` for ``.``: ``max_message_bytes="9000"``.
+        """
         with self.admin() as admin:
-            topic = {"num_partitions": partitions, "replication_factor": 1}
+            topic = {
+                "num_partitions": partitions,
+                "replication_factor": 1,
+                "configs": {key.replace("_", "."): value for key, value in configs.items()},
+            }
             admin.create_topics({name: topic}, wait_for_metadata=True)
 
     def admin(self, timeout_seconds: float = 30.0) -> KafkaAdminClient:

@@ -71,7 +71,9 @@ class Sent(NamedTuple):
 
 
 def send(broker: Broker, topic: str, records: Iterable[Sent]) -> None:
-    producer = KafkaProducer(bootstrap_servers=broker.bootstrap, linger_ms=5)
+    producer = KafkaProducer(
+        bootstrap_servers=broker.bootstrap, linger_ms=5, max_request_size=10_000_000
+    )
     sent = [producer.send(topic, r.value, r.key, list(r.headers), r.partition) for r in records]
     for one in sent:
         one.get(WAIT_SECONDS)

@@ -6,7 +6,7 @@ import pytest
 from google.protobuf import json_format
 
 from alinfik.v1 import Sample, Valuation
-from tests.kafka.streams import Deadline, Sent, read, running, send, source_offsets
+from tests.kafka.streams import Deadline, Sent, Stream, read, running, send, source_offsets
 
 pytestmark = pytest.mark.kafka
 
@@ -90,6 +90,25 @@ def test_poison_becomes_dead_letters_byte_for_byte_and_stops_nothing(stream, tin
         assert letter.value == sent.value
         assert letter.key == sent.key
         assert list(letter.headers[: len(sent.headers)]) == list(sent.headers)
+
+
+def test_a_record_larger_than_the_dead_letter_topic_takes_does_not_stop_its_partition(
+    kafka, tiny_bundle
+):
+    stream = Stream(kafka, partitions=1)
+    kafka.create_topic(stream.samples, max_message_bytes="6000000")
+    kafka.create_topic(stream.valuations)
+    kafka.create_topic(stream.dead_letters)
+    sizes = [5_000_000, 2_000_000, 900_000]
+    good = samples(1, partitions=1)
+    send(kafka, stream.samples, [*(Sent(b"x" * size) for size in sizes), *good])
+    with running(stream.settings(tiny_bundle)):
+        read(kafka, stream.valuations, 1)
+        letters = read(kafka, stream.dead_letters, len(sizes))
+    assert source_offsets(letters) == {0: [0, 1, 2]}
+    assert [len(letter.value) for letter in letters] == [0, 0, 900_000]
+    left_out = [dict(letter.headers).get("alinfik-value-bytes") for letter in letters]
+    assert left_out == [b"5000000", b"2000000", None]
 
 
 def test_protobuf_samples_are_valued_as_json_ones(stream, tiny_bundle):

@@ -50,6 +50,21 @@ def test_killed_and_stopped_servers_lose_and_double_nothing(stream, tiny_bundle)
     }
 
 
+def test_servers_that_share_a_name_fence_each_other_and_still_double_nothing(stream, tiny_bundle):
+    """So transactions fail with their records sent, and their batches are read and sent again."""
+    settings = stream.settings(tiny_bundle, kafka_instance="twin")
+    total = 3_000
+    send(stream.broker, stream.samples, samples(total // 2, stream.partitions))
+    with capture_logs() as logs, running(settings), running(settings):
+        read(stream.broker, stream.valuations, 1)
+        send(stream.broker, stream.samples, samples(total // 2, stream.partitions, total // 2))
+        read(stream.broker, stream.valuations, total)
+    assert any("ProducerFenced" in str(event) for event in logs), logs
+    assert source_offsets(read(stream.broker, stream.valuations)) == {
+        p: list(range(total // stream.partitions)) for p in range(stream.partitions)
+    }
+
+
 def test_a_sample_that_breaks_the_model_takes_no_other_along(stream, failing_bundle):
     """The model reads rows of full length alone, and each of those fills a batch of this size."""
     whole, short = "She sold 48 clips. " * 50, "She sold 48 clips."

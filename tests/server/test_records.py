@@ -62,7 +62,7 @@ def test_no_bytes_raise(value: bytes):
         record = Record(value, [("content-type", content_type)])
         outcome = parse_sample(record)
         if isinstance(outcome, DeadLetter):
-            letter = dead_letter_record(outcome, record)
+            letter = dead_letter_record(outcome, record, 1_000_000)
             assert letter.value == value
             assert len(dict(letter.headers)["alinfik-error"]) < 2_000
         else:
@@ -141,7 +141,7 @@ def test_a_valuation_record_says_where_its_sample_stood():
 
 def test_a_dead_letter_keeps_all_of_its_source():
     source = Record(b"\x00bad", [("trace", b"\x01"), ("empty", None), ("trace", b"\x02")], b"k")
-    letter = dead_letter_record(DeadLetter("bad_json", "not JSON: ä"), source)
+    letter = dead_letter_record(DeadLetter("bad_json", "not JSON: ä"), source, largest_bytes=1_000)
     assert (letter.key, letter.value, letter.timestamp) == (b"k", b"\x00bad", source.timestamp)
     assert letter.headers[:3] == [("trace", b"\x01"), ("empty", b""), ("trace", b"\x02")]
     assert dict(letter.headers[3:]) == {
@@ -154,5 +154,12 @@ def test_a_dead_letter_keeps_all_of_its_source():
 
 
 def test_a_letter_of_nothing_at_all_can_be_written():
-    letter = dead_letter_record(DeadLetter("tombstone", "no value"), Record(None))
+    letter = dead_letter_record(DeadLetter("tombstone", "no value"), Record(None), 1_000)
     assert (letter.key, letter.value) == (None, b"")
+
+
+def test_a_letter_too_large_for_its_topic_says_how_large_it_was():
+    source = Record(b"x" * 600)
+    letter = dead_letter_record(DeadLetter("bad_json", "not JSON"), source, largest_bytes=900)
+    assert letter.value == b""
+    assert dict(letter.headers)["alinfik-value-bytes"] == b"600"

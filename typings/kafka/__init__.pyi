@@ -1,5 +1,5 @@
 # kafka-python has no types. These cover what the project calls, checked against version 3.0.12.
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 from kafka.structs import (
@@ -54,7 +54,6 @@ class KafkaConsumer:
 
 # Nor such a name.
 class Acknowledgement:
-    def add_errback(self, function: Callable[[Exception], object]) -> Acknowledgement: ...
     def get(self, timeout: float | None = ...) -> RecordMetadata: ...
 
 class _Pending:
@@ -62,7 +61,6 @@ class _Pending:
 
 class _TransactionManager:
     def begin_commit(self) -> _Pending: ...
-    def begin_abort(self) -> _Pending: ...
     def send_offsets_to_transaction(
         self,
         offsets: Mapping[TopicPartition, OffsetAndMetadata],

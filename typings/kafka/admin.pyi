@@ -1,5 +1,13 @@
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Self
+
+class ConfigResourceType:
+    TOPIC: ConfigResourceType
+
+class ConfigResource:
+    def __init__(
+        self, resource_type: ConfigResourceType, name: str, configs: Mapping[str, None]
+    ) -> None: ...
 
 class KafkaAdminClient:
     def __init__(self, **configs: Any) -> None: ...
@@ -9,4 +17,8 @@ class KafkaAdminClient:
     def create_topics(
         self, new_topics: Mapping[str, Mapping[str, object]], *, wait_for_metadata: bool = ...
     ) -> object: ...
+    # By kind of resource, by its name, by the setting's.
+    def describe_configs(
+        self, config_resources: Sequence[ConfigResource], *, config_filter: str
+    ) -> dict[str, dict[str, dict[str, dict[str, str]]]]: ...
     def close(self) -> None: ...

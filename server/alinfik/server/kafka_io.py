@@ -7,8 +7,9 @@ of records and of when to commit.
 from collections.abc import Mapping
 
 from kafka import KafkaConsumer, KafkaProducer
+from kafka.admin import ConfigResource, ConfigResourceType, KafkaAdminClient
 from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssignor
-from kafka.errors import KafkaError
+from kafka.errors import KafkaError, KafkaTimeoutError
 from kafka.structs import ConsumerGroupMetadata, OffsetAndMetadata, TopicPartition
 
 from alinfik.server.settings import ServerSettings
@@ -25,17 +26,14 @@ TRANSACTION_MS = 10_000
 # Records a batch: enough that a commit of some 20 ms is a small part of valuing it, few enough that
 # a rebalance, which waits for the batch, is not held up for more than seconds.
 BATCH_RECORDS = 500
-# A broker takes 1 MB a record by default and is configured for more where samples are larger; a
-# dead letter is larger than its source, and the broker, not the client, should set the limit.
+# What a topic takes by default, and what is assumed where a broker does not say.
+DEFAULT_RECORD_BYTES = 1_048_588
+# Past every limit that topics are given: theirs is the one to count.
 MAX_REQUEST_BYTES = 64 * 1024 * 1024
 
 
 class TopicMissingError(KafkaError):
     """A topic of the settings is not there; the message says how to create it."""
-
-
-class OutcomeUnknownError(KafkaError):
-    """The broker did not say how a transaction ended; a new producer's start makes it end."""
 
 
 class GroupConsumer(KafkaConsumer):
@@ -54,10 +52,13 @@ class TransactionalProducer(KafkaProducer):
     """A producer whose transactional calls end: kafka-python's own wait for ever for a lost broker.
 
     They last as long as a transaction does: past that the broker ends it by itself.
+    There is no abort. A producer whose transaction failed is abandoned, and the next one's start
+    makes the broker end it, one way or the other. For kafka-python is not to be trusted with a
+    producer that has lost a batch: the batches after it are refused as out of sequence, and the
+    transaction is then "committed" without them.
 
     Raises:
-        OutcomeUnknownError: the broker did not answer; ``abandon`` is all that is left to do.
-        KafkaError: the transaction failed; ``abort_transaction`` is next.
+        KafkaError: from every method; the outcome of the transaction is unknown.
     """
 
     def send_offsets_to_transaction(
@@ -69,24 +70,17 @@ class TransactionalProducer(KafkaProducer):
         pending = self._transaction_manager.send_offsets_to_transaction(offsets, group_metadata)
         self._sender.wakeup()
         if not pending.wait(TRANSACTION_MS):
-            raise OutcomeUnknownError("no answer to the offsets of a transaction")
+            raise KafkaTimeoutError("no answer to the offsets of a transaction")
 
     def commit_transaction(self) -> None:
-        """Wait for all records to be acknowledged and end the transaction."""
+        """End the transaction. Every record must have been acknowledged before."""
         pending = self._transaction_manager.begin_commit()
         self._sender.wakeup()
         if not pending.wait(TRANSACTION_MS):
-            raise OutcomeUnknownError("no answer to a commit")
-
-    def abort_transaction(self) -> None:
-        """Drop the transaction's records and offsets."""
-        pending = self._transaction_manager.begin_abort()
-        self._sender.wakeup()
-        if not pending.wait(TRANSACTION_MS):
-            raise OutcomeUnknownError("no answer to an abort")
+            raise KafkaTimeoutError("no answer to a commit")
 
     def abandon(self) -> None:
-        """Close without waiting for anything; the broker aborts what is open."""
+        """Close without waiting for anything."""
         self._sender.force_close()
         self._sender.join()
         self.close(timeout=0)
@@ -161,3 +155,22 @@ def open_producer(settings: ServerSettings, instance: str) -> TransactionalProdu
         producer.abandon()
         raise
     return producer
+
+
+def largest_record(settings: ServerSettings) -> int:
+    """Bytes that the dead-letter topic takes in one batch.
+
+    It must be known ahead: kafka-python never returns from a send that is refused for its size and
+    has shared its batch.
+    """
+    topic = settings.kafka_dead_letters
+    wanted = ConfigResource(ConfigResourceType.TOPIC, topic, {"max.message.bytes": None})
+    with KafkaAdminClient(
+        bootstrap_servers=settings.kafka_bootstrap.split(","), bootstrap_timeout_ms=CONNECT_MS
+    ) as admin:
+        try:
+            said = admin.describe_configs([wanted], config_filter="all")
+        except KafkaError:
+            # Not every broker that speaks the protocol knows this request, or grants it.
+            return DEFAULT_RECORD_BYTES
+    return int(said["topic"][topic]["max.message.bytes"]["value"])

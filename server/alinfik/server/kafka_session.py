@@ -20,14 +20,20 @@ from contextlib import suppress
 from dataclasses import dataclass
 from threading import Event
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import structlog
 from kafka.errors import KafkaError
 from kafka.structs import ConsumerGroupMetadata, OffsetAndMetadata, TopicPartition
 
 from alinfik.server.engine import ModelError, NotRunningError
-from alinfik.server.kafka_io import CONNECT_MS, OutcomeUnknownError, open_consumer, open_producer
+from alinfik.server.kafka_io import (
+    CONNECT_MS,
+    TRANSACTION_MS,
+    largest_record,
+    open_consumer,
+    open_producer,
+)
 from alinfik.server.kafka_lag import LagWatch
 from alinfik.server.kafka_scoring import Score
 from alinfik.server.metrics import Metrics
@@ -40,6 +46,9 @@ from alinfik.server.records import (
 )
 from alinfik.server.settings import ServerSettings
 from alinfik.v1 import Sample, Valuation
+
+if TYPE_CHECKING:
+    from kafka import Acknowledgement
 
 _log = structlog.get_logger()
 
@@ -91,8 +100,10 @@ class Session:
         self._metrics = metrics
         self._in_flight: deque[_Batch] = deque()
         self._transacting = False
+        self._instance = instance
         self._consumer = open_consumer(settings)
         try:
+            self._largest_letter = largest_record(settings)
             self._producer = open_producer(settings, instance)
         except KafkaError:
             self._consumer.close(timeout_ms=CONNECT_MS)
@@ -119,7 +130,7 @@ class Session:
         """Work until ``stopping``, then finish what is in flight; cancelled scoring is dropped.
 
         Raises:
-            KafkaError: the producer is of no use any more; a new session may be.
+            KafkaError: the broker does not answer; a new session may find it back.
         """
         first, longest = _RETRY_SECONDS
         retry_seconds = first
@@ -129,8 +140,6 @@ class Session:
                     retry_seconds = first
             except CancelledError:
                 return
-            except OutcomeUnknownError:
-                raise
             except (KafkaError, ModelError, NotRunningError) as error:
                 _log.warning("kafka failed, reading again from what is committed", error=str(error))
                 self._roll_back()
@@ -174,31 +183,38 @@ class Session:
 
         1. Begin a transaction: the broker fences every older producer of this instance.
         2. Send each outcome, to the partition of its source's number, so that order is kept.
-        3. Add the offset after each partition's last record, as the member that fetched them.
-        4. Commit, which first waits until the broker has every record.
+        3. Wait until the broker has every record.
+        4. Add the offset after each partition's last record, as the member that fetched them.
+        5. Commit.
         """
         begun = time.monotonic()
         topics = self._settings.kafka_output, self._settings.kafka_dead_letters
         counts = {topic: len(self._producer.partitions_for(topic)) for topic in topics}
         valuations, dead_letters = topics
         offsets: dict[TopicPartition, OffsetAndMetadata] = {}
-        self._producer.begin_transaction()
+        sent: list[Acknowledgement] = []
         self._transacting = True
+        self._producer.begin_transaction()
         for source, outcome in zip(batch.records, outcomes, strict=True):
             if isinstance(outcome, Valuation):
                 topic, made = valuations, valuation_record(outcome, source)
             else:
-                topic, made = dead_letters, dead_letter_record(outcome, source)
-            self._producer.send(
-                topic,
-                made.value,
-                made.key,
-                made.headers,
-                source.partition % counts[topic],
-                made.timestamp if made.timestamp >= 0 else None,
+                topic = dead_letters
+                made = dead_letter_record(outcome, source, self._largest_letter)
+            sent.append(
+                self._producer.send(
+                    topic,
+                    made.value,
+                    made.key,
+                    made.headers,
+                    source.partition % counts[topic],
+                    made.timestamp if made.timestamp >= 0 else None,
+                )
             )
             here = TopicPartition(source.topic, source.partition)
             offsets[here] = OffsetAndMetadata(source.offset + 1, "", -1)
+        for acknowledgement in sent:
+            acknowledgement.get(TRANSACTION_MS / 1000)
         self._producer.send_offsets_to_transaction(offsets, batch.member)
         self._producer.commit_transaction()
         self._transacting = False
@@ -221,10 +237,12 @@ class Session:
         """Drop all in flight and go back to the committed offsets.
 
         Raises:
-            KafkaError: the transaction could not be aborted; only a new producer ends it.
+            KafkaError: the broker does not answer.
         """
         if self._transacting:
-            self._producer.abort_transaction()
+            # Its transaction ends as the next producer starts.
+            self._producer.abandon()
+            self._producer = open_producer(self._settings, self._instance)
             self._transacting = False
             self._metrics.kafka_transactions.labels("aborted").inc()
         first: dict[TopicPartition, int] = {}

@@ -11,10 +11,11 @@ import json
 from collections.abc import Sequence
 from typing import Literal, NamedTuple, Protocol, cast
 
-from alinfik.server import rejection
-from alinfik.v1 import Sample, Valuation
 from google.protobuf import json_format
 from google.protobuf.message import DecodeError
+
+from alinfik.server import rejection
+from alinfik.v1 import Sample, Valuation
 
 JSON = "application/json"
 PROTOBUF = "application/x-protobuf"
@@ -24,6 +25,8 @@ Headers = list[tuple[str, bytes]]
 _FIELDS = tuple(Sample.DESCRIPTOR.fields_by_name)
 # An error text quotes what was wrong with a record; a header is no place for all of a 5 MB record.
 _ERROR_CHARACTERS = 300
+# Of a batch (61), of a record in it (at most 36), and of the lengths of some dozen headers.
+_FRAMING_BYTES = 256
 
 
 class SourceRecord(Protocol):
@@ -118,11 +121,19 @@ def valuation_record(valuation: Valuation, source: SourceRecord) -> OutgoingReco
     return OutgoingRecord(source.key, text.encode(), headers, source.timestamp)
 
 
-def dead_letter_record(letter: DeadLetter, source: SourceRecord) -> OutgoingRecord:
+def dead_letter_record(
+    letter: DeadLetter, source: SourceRecord, largest_bytes: int
+) -> OutgoingRecord:
     """The source record byte for byte, its own headers first, then why it could not be valued.
 
     kafka-python cannot write a header without a value, nor a record with neither key nor value:
     each gets an empty value in place of none.
+
+    Args:
+        letter: the reason.
+        source: the record as it was consumed.
+        largest_bytes: what the dead-letter topic takes, framing included. The value of a larger
+            record is left out, and the header ``alinfik-value-bytes`` says how long it was.
     """
     headers = [(name, value or b"") for name, value in source.headers]
     headers += [
@@ -131,6 +142,10 @@ def dead_letter_record(letter: DeadLetter, source: SourceRecord) -> OutgoingReco
         *_source_headers(source),
     ]
     value = b"" if source.key is None and source.value is None else source.value
+    around = len(source.key or b"") + sum(len(n.encode()) + len(v) for n, v in headers)
+    if value is not None and around + len(value) + _FRAMING_BYTES > largest_bytes:
+        headers.append(("alinfik-value-bytes", str(len(value)).encode()))
+        value = b""
     return OutgoingRecord(source.key, value, headers, source.timestamp)
 
 
