@@ -5,7 +5,7 @@ from contextlib import aclosing
 import pytest
 
 from alinfik.server.bound import Bound
-from alinfik.server.ordered import in_order
+from alinfik.server.ordered import ClosedError, in_order
 
 
 async def counted(upto: int, read: list[int]) -> AsyncIterator[int]:
@@ -70,7 +70,23 @@ def test_closing_ends_the_stream_after_what_was_read() -> None:
         first = asyncio.ensure_future(anext(stream))
         await closing.wait()
         may_end.set()
-        assert [await first, *[number async for number in stream]] == [0, 1]
+        assert [await first, await anext(stream)] == [0, 1]
+        with pytest.raises(ClosedError):
+            await anext(stream)
+
+    asyncio.run(main())
+
+
+def test_closing_does_not_matter_once_all_is_read() -> None:
+    async def main() -> None:
+        closing = asyncio.Event()
+
+        async def answer(number: int) -> int:
+            closing.set()
+            return number
+
+        stream = in_order(counted(3, []), answer, lambda _: 1, Bound(10), closing)
+        assert [number async for number in stream] == [0, 1, 2]
 
     asyncio.run(main())
 

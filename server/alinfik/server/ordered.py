@@ -14,6 +14,10 @@ Request = TypeVar("Request")
 Answer = TypeVar("Answer")
 
 
+class ClosedError(Exception):
+    """Requests may have been left unread."""
+
+
 async def in_order(
     requests: AsyncIterator[Request],
     answer: Callable[[Request], Awaitable[Answer]],
@@ -29,7 +33,11 @@ async def in_order(
             raises does.
         weigh: how many of the bound's units a request takes.
         bound: this stream's own.
-        closing: once set, no more is read, and the stream ends after the answers to what was.
+        closing: once set, no more is read.
+
+    Raises:
+        ClosedError: ``closing`` was set before the requests had ended; all that were read are
+            answered.
     """
     answers: asyncio.Queue[tuple[asyncio.Future[Answer], int] | None] = asyncio.Queue()
 
@@ -52,8 +60,9 @@ async def in_order(
             # Not before: until the caller comes for the next, this answer takes up room.
             bound.release(weight)
         await asyncio.wait([reader])
-        if not reader.cancelled():
-            reader.result()
+        if reader.cancelled():
+            raise ClosedError
+        reader.result()
     finally:
         closer.cancel()
         reader.cancel()

@@ -18,7 +18,7 @@ from alinfik.server.calls import Calls
 from alinfik.server.engine import Engine, NotRunningError, Priority
 from alinfik.server.errors import InvalidRequestError, NotFoundError, status_of
 from alinfik.server.metrics import Metrics
-from alinfik.server.ordered import in_order
+from alinfik.server.ordered import ClosedError, in_order
 from alinfik.server.requests import check_size, check_targets, response, sample_violations
 from alinfik.server.settings import ServerSettings
 from alinfik.v1 import (
@@ -86,13 +86,14 @@ class ValuationService(ValuationServiceServicer):
         async with self._calls.call("ScoreStream", context):
             bound = Bound(self._settings.stream_samples)
             answers = in_order(request_iterator, self._answer, _weight, bound, self._draining)
-            async with aclosing(answers):
-                async for answer in answers:
-                    await context.write(answer)
-            if self._draining.is_set():
+            try:
+                async with aclosing(answers):
+                    async for answer in answers:
+                        await context.write(answer)
+            except ClosedError as error:
                 raise NotRunningError(
                     "the server is stopping; open a new stream for the requests not yet answered"
-                )
+                ) from error
 
     async def ListBundles(
         self,
