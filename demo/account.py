@@ -11,8 +11,6 @@ from rich.text import Text
 
 from alinfik.v1 import Sample, Valuation
 
-_EXCERPT = 88
-
 
 def values_by_provider(valuations: Iterable[Valuation], target: str) -> dict[str, list[float]]:
     """Collect the values for one target, by provider."""
@@ -58,11 +56,12 @@ def print_extremes(
     count: int,
 ) -> None:
     """Print the most and the least valuable texts for a target."""
-    table = Table(title=f"Most and least valuable for {target}", title_justify="left")
-    for name in ("value", "90 % interval", "percentile"):
-        table.add_column(name, justify="right")
-    table.add_column("provider")
-    table.add_column("text", no_wrap=True, overflow="ellipsis")
+    table = Table(title=f"Most and least valuable for {target}", title_justify="left", expand=True)
+    for name in ("value", "90 % interval"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("provider", no_wrap=True)
+    # Takes the width that the others leave.
+    table.add_column("text", no_wrap=True, overflow="ellipsis", ratio=1)
     column = [value.target for value in valuations[0].values].index(target)
     ordered = sorted(valuations, key=lambda valuation: -valuation.values[column].value)
     for number, valuation in enumerate([*ordered[:count], *ordered[-count:]]):
@@ -72,9 +71,8 @@ def print_extremes(
         table.add_row(
             f"{value.value:+.3g}",
             f"{value.lower:+.3g} … {value.upper:+.3g}",
-            f"{value.percentile:.0f}",
             valuation.provider,
-            Text(text[:_EXCERPT]),
+            Text(text),
             end_section=number == count - 1,
         )
     console.print(table)

@@ -64,7 +64,8 @@ def test_the_gradients_of_a_real_model_rank_as_a_person_would(labels: Labels) ->
     assert medians["word-problems"] > 2 * medians["shuffled-docs"]
 
 
-def test_a_text_is_worth_the_same_through_every_door(labels: Labels, directory: Path) -> None:
+@pytest.mark.usefixtures("labels")
+def test_a_text_is_worth_the_same_through_every_door(directory: Path) -> None:
     bundle = directory / "bundle"
     run(
         "alinfik-distill",

@@ -10,8 +10,9 @@ forward passes and stores no gradient:
 nothing of files, tokenizers or targets' names.
 """
 
+import inspect
 from collections.abc import Iterable
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -37,17 +38,24 @@ def token_losses(model: PreTrainedModel, parameters: Parameters, batch: Batch) -
     Returns:
         float32 [B, T], nats; column t is the loss of predicting token t from those before it.
     """
-    inputs = {
+    # The head is a fifth of a small model: leave it out for the columns before any completion.
+    first = int(batch.completion_mask.any(dim=0).int().argmax())
+    before = max(first - 1, 0)
+    inputs: dict[str, Any] = {
         "input_ids": batch.input_ids,
         "attention_mask": batch.attention_mask,
         "use_cache": False,
     }
-    logits: Tensor = functional_call(model, parameters, (), inputs).logits
+    columns = batch.input_ids.shape[1] - before
+    if "logits_to_keep" in inspect.signature(model.forward).parameters:
+        inputs["logits_to_keep"] = columns
+    logits: Tensor = functional_call(model, parameters, (), inputs).logits[:, -columns:]
     wide = torch.promote_types(logits.dtype, torch.float32)
     log_probabilities = logits[:, :-1].to(wide).log_softmax(dim=-1)
-    chosen = log_probabilities.gather(-1, batch.input_ids[:, 1:, None]).squeeze(-1)
-    losses = -chosen * batch.completion_mask[:, 1:]
-    return torch.nn.functional.pad(losses, (1, 0))
+    following = batch.input_ids[:, before + 1 :, None]
+    losses = -log_probabilities.gather(-1, following).squeeze(-1)
+    losses = losses * batch.completion_mask[:, before + 1 :]
+    return torch.nn.functional.pad(losses, (before + 1, 0))
 
 
 def reduce_tokens(values: Tensor, completion_mask: Tensor, reduction: Reduction) -> Tensor:
