@@ -7,6 +7,7 @@ from contextlib import ExitStack
 import pytest
 from structlog.testing import capture_logs
 
+from alinfik.server.kafka_io import open_producer
 from tests.kafka.conftest import apache_kafka
 from tests.kafka.streams import (
     Deadline,
@@ -50,16 +51,18 @@ def test_killed_and_stopped_servers_lose_and_double_nothing(stream, tiny_bundle)
     }
 
 
-def test_servers_that_share_a_name_fence_each_other_and_still_double_nothing(stream, tiny_bundle):
-    """So transactions fail with their records sent, and their batches are read and sent again."""
+def test_a_fenced_transaction_is_done_again_by_a_new_producer(stream, tiny_bundle):
+    """Its batch fails with the records sent, and is read and sent again."""
     settings = stream.settings(tiny_bundle, kafka_instance="twin")
     total = 3_000
     send(stream.broker, stream.samples, samples(total // 2, stream.partitions))
-    with capture_logs() as logs, running(settings), running(settings):
+    with capture_logs() as logs, running(settings) as server:
         read(stream.broker, stream.valuations, 1)
+        open_producer(settings, "twin").abandon()
         send(stream.broker, stream.samples, samples(total // 2, stream.partitions, total // 2))
         read(stream.broker, stream.valuations, total)
-    assert any("ProducerFenced" in str(event) for event in logs), logs
+        assert server.metric("alinfik_kafka_transactions_total", outcome="aborted") == 1
+    assert any("has this --kafka-instance" in str(event) for event in logs), logs
     assert source_offsets(read(stream.broker, stream.valuations)) == {
         p: list(range(total // stream.partitions)) for p in range(stream.partitions)
     }
@@ -100,10 +103,10 @@ def test_a_broker_that_comes_late_and_goes_away_is_waited_for(tiny_bundle):
                 while server.metric("alinfik_kafka_connected") != value:
                     deadline.check()
 
-            wait_for_log(logs, broker.bootstrap)
+            wait_for_log(logs, f"no broker answers at {broker.bootstrap}")
             assert server.metric("alinfik_kafka_connected") == 0
             started.enter_context(broker)
-            wait_for_log(logs, f"--create --topic {stream.valuations}")
+            wait_for_log(logs, f"has no topic {stream.samples}, {stream.valuations}, ")
             stream.create()
             wait_for_connected(1)
             send(broker, stream.samples, samples(total, stream.partitions))

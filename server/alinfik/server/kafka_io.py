@@ -32,8 +32,11 @@ DEFAULT_RECORD_BYTES = 1_048_588
 MAX_REQUEST_BYTES = 64 * 1024 * 1024
 
 
-class TopicMissingError(KafkaError):
-    """A topic of the settings is not there; the message says how to create it."""
+class NotThereError(KafkaError):
+    """No broker, or not every topic, is where the settings say; the message says what to do."""
+
+    def __str__(self) -> str:
+        return str(self.args[0])
 
 
 class GroupConsumer(KafkaConsumer):
@@ -90,10 +93,26 @@ def open_consumer(settings: ServerSettings) -> GroupConsumer:
     """A member of the group, subscribed to the input topic.
 
     Raises:
-        KafkaError: no broker answers.
-        TopicMissingError: one of the three topics is not there.
+        NotThereError: no broker answers, or one of the three topics is missing.
     """
-    consumer = GroupConsumer(
+    try:
+        consumer = _connect(settings)
+    except KafkaTimeoutError as error:
+        raise NotThereError(f"no broker answers at {settings.kafka_bootstrap}") from error
+    topics = settings.kafka_input, settings.kafka_output, settings.kafka_dead_letters
+    missing = [topic for topic in topics if not consumer.partitions_for_topic(topic)]
+    if missing:
+        consumer.close(timeout_ms=CONNECT_MS)
+        raise NotThereError(
+            f"{settings.kafka_bootstrap} has no topic {', '.join(missing)}; create it with "
+            f"kafka-topics --bootstrap-server {settings.kafka_bootstrap} --create --topic NAME"
+        )
+    consumer.subscribe([settings.kafka_input])
+    return consumer
+
+
+def _connect(settings: ServerSettings) -> GroupConsumer:
+    return GroupConsumer(
         bootstrap_servers=settings.kafka_bootstrap.split(","),
         bootstrap_timeout_ms=CONNECT_MS,
         client_id=f"alinfik-{settings.kafka_group}",
@@ -113,17 +132,6 @@ def open_consumer(settings: ServerSettings) -> GroupConsumer:
         # The broker that was lost is asked again every second or so, not after half a minute.
         reconnect_backoff_max_ms=1_000,
     )
-    topics = settings.kafka_input, settings.kafka_output, settings.kafka_dead_letters
-    missing = [topic for topic in topics if not consumer.partitions_for_topic(topic)]
-    if missing:
-        consumer.close(timeout_ms=CONNECT_MS)
-        create = f"kafka-topics --bootstrap-server {settings.kafka_bootstrap} --create --topic"
-        raise TopicMissingError(
-            f"{settings.kafka_bootstrap} has no topic {' nor '.join(missing)}; create with: "
-            + "; ".join(f"{create} {topic}" for topic in missing)
-        )
-    consumer.subscribe([settings.kafka_input])
-    return consumer
 
 
 def open_producer(settings: ServerSettings, instance: str) -> TransactionalProducer:

@@ -12,6 +12,7 @@ exactly once:
 * after an abort the consumer goes back to the offsets that the broker has, not to remembered ones.
 """
 
+import random
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -89,7 +90,7 @@ class Session:
         metrics: where to count.
 
     Raises:
-        KafkaError: no broker answers, or a topic is missing.
+        NotThereError: no broker answers, or a topic is missing.
     """
 
     def __init__(
@@ -141,9 +142,12 @@ class Session:
             except CancelledError:
                 return
             except (KafkaError, ModelError, NotRunningError) as error:
-                _log.warning("kafka failed, reading again from what is committed", error=str(error))
+                _log.warning(
+                    "kafka failed, reading again from what is committed", error=_describe(error)
+                )
                 self._roll_back()
-                stopping.wait(retry_seconds)
+                # Not in step with another server, or each would spoil the other's try for ever.
+                stopping.wait(retry_seconds * random.uniform(0.5, 1.5))  # noqa: S311 - no secret
                 retry_seconds = min(2 * retry_seconds, longest)
 
     def _take_turn(self, stopping: Event) -> bool:
@@ -258,3 +262,10 @@ class Session:
             # A rebalance may take the partition away just now, and its new owner starts there too.
             with suppress(ValueError):
                 self._consumer.seek(partition, start)
+
+
+def _describe(error: Exception) -> str:
+    # kafka-python wraps it in errors of other types.
+    if "ProducerFenced" in str(error):
+        return "a transaction timed out, or another server of the group has this --kafka-instance"
+    return str(error)
