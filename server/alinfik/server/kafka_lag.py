@@ -8,11 +8,12 @@ import time
 from collections.abc import Mapping
 
 import structlog
-from alinfik.server.kafka_io import CONNECT_MS
-from alinfik.server.metrics import Metrics
 from kafka import KafkaConsumer
 from kafka.errors import KafkaTimeoutError
 from kafka.structs import TopicPartition
+
+from alinfik.server.kafka_io import CONNECT_MS
+from alinfik.server.metrics import Metrics
 
 _log = structlog.get_logger()
 
