@@ -1,5 +1,6 @@
 import json
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -33,7 +34,8 @@ def test_labels_say_what_they_are(settings: Label) -> None:
     labels = read_labels(settings.out)
     assert len(labels) == 20
     assert labels.names == ["gsm8k", "again"]
-    assert labels.manifest.labels.unit == "nats per unit learning rate"
+    assert labels.manifest.labels.unit == "1"
+    assert labels.manifest.labels.parameters == "all"
     assert labels.manifest.labels.dtype == "float32"
     assert labels.manifest.labels.sample_count == 20
     assert labels.manifest.language_model.name == "tiny-llama"
@@ -45,13 +47,30 @@ def test_labels_say_what_they_are(settings: Label) -> None:
     ]
 
 
-def test_token_values_reduce_to_the_label(settings: Label) -> None:
-    label(settings)
+@pytest.mark.parametrize("engine", ["forward", "reverse"])
+def test_token_values_reduce_to_the_label(
+    settings: Label, engine: Literal["forward", "reverse"]
+) -> None:
+    plain = settings.model_copy(update={"engine": engine, "normalisation": "none"})
+    label(plain)
     labels = read_labels(settings.out)
+    assert labels.manifest.labels.unit == "nats per unit learning rate"
     means = np.stack([values.mean(axis=0) for values in labels.token_values])
     np.testing.assert_allclose(means, labels.values, rtol=1e-4, atol=1e-6)
-    lengths = [sample.completion_length for sample in labels.samples]
+    lengths = [
+        sample.completion_length if engine == "forward" else len(sample)
+        for sample in labels.samples
+    ]
     assert [len(values) for values in labels.token_values] == lengths
+
+
+def test_labels_without_token_values_are_the_same(settings: Label, tmp_path: Path) -> None:
+    label(settings)
+    bare = settings.model_copy(update={"out": tmp_path / "bare", "token_values": False})
+    label(bare)
+    labels = read_labels(bare.out)
+    assert labels.token_values == []
+    np.testing.assert_allclose(labels.values, read_labels(settings.out).values, rtol=1e-4)
 
 
 def test_rows_keep_the_pool_s_order_and_text(settings: Label, pool: Path) -> None:
@@ -119,6 +138,10 @@ def test_an_unknown_model_is_named(settings: Label, tmp_path: Path) -> None:
     [
         (["label"], "--model is required"),
         (["label", "--model=m", "--target", "Big=t", "--pool=p", "--out=o"], "'Big' should be"),
+        (
+            ["label", "--engine=forward", "--model=m", "--target=t=t", "--pool=p", "--out=o"],
+            "gives no gradient norms",
+        ),
         (["train", "--labels=nowhere", "--out=b"], "nowhere is no labels directory"),
         (["evaluate", "--bundle=b", "--labels=l", "--report=r"], "b is no bundle"),
     ],

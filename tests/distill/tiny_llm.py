@@ -6,10 +6,13 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     AutoModelForCausalLM,
+    GemmaConfig,
     GPT2Config,
+    GPTNeoXConfig,
     LlamaConfig,
     PreTrainedConfig,
     PreTrainedTokenizerFast,
+    Qwen2Config,
 )
 
 VOCABULARY = 300
@@ -22,34 +25,41 @@ _TEXT = [
 ]
 
 
+_COMMON = {"vocab_size": VOCABULARY, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2}
+_SHAPE = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 128,
+}
+
+
 def llama(*, tied: bool) -> PreTrainedConfig:
-    return LlamaConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=128,
-        tie_word_embeddings=tied,
-        bos_token_id=1,
-        eos_token_id=2,
-        pad_token_id=2,
-    )
+    """RMS norms, no biases, grouped queries."""
+    return LlamaConfig(tie_word_embeddings=tied, **_SHAPE, **_COMMON)
 
 
 def gpt2() -> PreTrainedConfig:
-    return GPT2Config(
-        vocab_size=VOCABULARY,
-        n_embd=32,
-        n_layer=3,
-        n_head=4,
-        n_positions=128,
-        bos_token_id=1,
-        eos_token_id=2,
-        pad_token_id=2,
-        resid_pdrop=0.1,
-    )
+    """Conv1D layers, biases, learnt positions, and a head tied to the embedding."""
+    return GPT2Config(n_embd=32, n_layer=3, n_head=4, n_positions=128, **_COMMON)
+
+
+def qwen2() -> PreTrainedConfig:
+    """Biases on some projections."""
+    return Qwen2Config(tie_word_embeddings=False, **_SHAPE, **_COMMON)
+
+
+def gpt_neox() -> PreTrainedConfig:
+    """LayerNorms with biases, fused projections, partial rotation."""
+    shape = {name: _SHAPE[name] for name in _SHAPE if name != "num_key_value_heads"}
+    return GPTNeoXConfig(tie_word_embeddings=False, **shape, **_COMMON)
+
+
+def gemma() -> PreTrainedConfig:
+    """Norms that add one to their weight, a scaled embedding, a tied head."""
+    return GemmaConfig(head_dim=8, **_SHAPE, **_COMMON)
 
 
 def write_llm(directory: Path, config: PreTrainedConfig, seed: int = 0) -> Path:

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.functional import huber_loss
 
 from alinfik.command import progress
 from alinfik.distill.batches import Batch, batched_by_length
@@ -19,6 +20,7 @@ from alinfik.distill.calibrate import FittedScale
 from alinfik.distill.encoding import Encoded
 from alinfik.distill.llm import choose_dtype
 from alinfik.distill.proxy import Proxy
+from alinfik.distill.values import TokenSplit
 
 Floats = NDArray[np.float64]
 
@@ -37,12 +39,14 @@ class Training:
     Attributes:
         samples: encoded, N.
         labels: [N, K].
-        token_values: N arrays [completion tokens, K].
+        token_values: N arrays [tokens, K]; none where labels are not split over tokens.
+        split: over which tokens.
     """
 
     samples: Sequence[Encoded]
     labels: Floats
     token_values: Sequence[Floats]
+    split: TokenSplit
 
 
 def fit(
@@ -55,7 +59,8 @@ def fit(
     """
     device = next(proxy.parameters()).device
     scale = FittedScale(data.labels).to(device)
-    token_scale = FittedScale(np.concatenate(list(data.token_values))).to(device)
+    tokens = np.concatenate([*data.token_values, np.zeros((0, data.labels.shape[1]))])
+    token_scale = FittedScale(tokens).to(device) if len(tokens) else None
     batches = list(batched_by_length(data.samples, batch_tokens, pad_id))
     optimiser, schedule = _optimiser(proxy, steps=epochs * len(batches))
     half = choose_dtype("auto", device) == torch.bfloat16
@@ -63,33 +68,32 @@ def fit(
     with progress("train", epochs * len(data.samples)) as advance:
         for _ in range(epochs):
             random.shuffle(batches)
-            total = 0.0
             for batch in batches:
                 here = batch.to(device)
                 labels = torch.tensor(data.labels[batch.indices], dtype=torch.float32)
-                tokens, wanted = _token_targets(data, batch)
                 with torch.autocast(device.type, dtype=torch.bfloat16, enabled=half):
                     estimate = proxy(here.input_ids, here.attention_mask, here.completion_mask)
-                loss = torch.nn.functional.huber_loss(
-                    estimate.samples.float(), scale.fit(labels.to(device))
-                ) + _TOKEN_WEIGHT * torch.nn.functional.huber_loss(
-                    estimate.tokens.float()[tokens.to(device)], token_scale.fit(wanted.to(device))
-                )
+                loss = huber_loss(estimate.samples.float(), scale.fit(labels.to(device)))
+                if token_scale is not None:
+                    mask, values = _token_targets(data, batch)
+                    found = estimate.tokens.float()[mask.to(device)]
+                    wanted = token_scale.fit(values.to(device))
+                    loss = loss + _TOKEN_WEIGHT * huber_loss(found, wanted)
                 optimiser.zero_grad()
                 loss.backward()
                 torch.nn.utils.clip_grad_norm_(proxy.parameters(), 1.0)
                 optimiser.step()
                 schedule.step()
-                total += loss.item()
                 advance(len(batch.indices), note=f"loss {loss.item():.3f}")
     proxy.eval()
     return scale
 
 
 def _token_targets(data: Training, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Return the mask of completion tokens [B, T] and their values [tokens, K], in its order."""
+    """Return the mask [B, T] of tokens that have values, and the values [tokens, K] in order."""
     values = np.concatenate([data.token_values[index] for index in batch.indices])
-    return batch.completion_mask.bool(), torch.tensor(values, dtype=torch.float32)
+    mask = batch.completion_mask if data.split == "loss" else batch.attention_mask
+    return mask.bool(), torch.tensor(values, dtype=torch.float32)
 
 
 def _optimiser(

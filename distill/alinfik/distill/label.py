@@ -5,43 +5,53 @@ import itertools
 import math
 import platform
 import re
-from collections.abc import Iterator
-from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-import pyarrow as pa
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from alinfik.command import progress
-from alinfik.command.progress import Advance
-from alinfik.distill.batches import Batch, batched_by_length
-from alinfik.distill.encoding import Encoded, Encoder
-from alinfik.distill.labels import LabelsWriter, labels_schema
-from alinfik.distill.linfik import (
-    ForwardMode,
-    Parameters,
-    Reduction,
-    reduce_tokens,
-    target_gradient,
-)
+from alinfik.distill.forward_mode import ForwardMode
+from alinfik.distill.labeller import Labeller
+from alinfik.distill.labels import LabelsWriter
 from alinfik.distill.llm import LLM, load_llm
+from alinfik.distill.losses import Parameters, Reduction
+from alinfik.distill.reverse_mode import ReverseMode
 from alinfik.distill.samples import DataError, Row, read_pool, read_rows, rows_sha256
+from alinfik.distill.selection import select_parameters
+from alinfik.distill.values import Normalisation, TokenSplit, ValueEngine
 from alinfik.v1 import (
     LOSS_REDUCTION_MEAN,
     LOSS_REDUCTION_SUM,
+    NORMALISATION_GLOBAL,
     NORMALISATION_NONE,
+    NORMALISATION_TENSOR,
+    TOKEN_SPLIT_LOSS,
+    TOKEN_SPLIT_POSITION,
+    TOKEN_SPLIT_UNSPECIFIED,
     BundleManifest,
     LabelSettings,
     Target,
 )
 
-# Unit of the plain kernel: a loss in nats falls by this much per unit of learning rate.
-UNIT = "nats per unit learning rate"
+# Of the plain kernel: a loss in nats falls by this much per unit of learning rate. Divided by
+# norms, the kernel has no unit.
+_PLAIN_UNIT = "nats per unit learning rate"
+_NO_UNIT = "1"
 
 _REDUCTIONS = {"mean": LOSS_REDUCTION_MEAN, "sum": LOSS_REDUCTION_SUM}
+_NORMALISATIONS = {
+    "none": NORMALISATION_NONE,
+    "global": NORMALISATION_GLOBAL,
+    "tensor": NORMALISATION_TENSOR,
+}
+_TOKEN_SPLITS = {
+    None: TOKEN_SPLIT_UNSPECIFIED,
+    "loss": TOKEN_SPLIT_LOSS,
+    "position": TOKEN_SPLIT_POSITION,
+}
 _RECORDED_PACKAGES = ("alinfik", "torch", "transformers", "tokenizers", "pyarrow")
 
 
@@ -71,10 +81,30 @@ class Label(BaseModel):
     )
     pool: list[Path] = Field(min_length=1, description="JSONL files of the samples to value")
     out: Path = Field(description="labels directory to write, or to go on with")
+    normalisation: Normalisation = Field(
+        default="tensor",
+        description="what the inner product is divided by: `tensor` ranks best; `global` is the "
+        "cosine of the two gradients; `none` is the plain kernel, in nats per unit learning rate",
+    )
     loss_reduction: Reduction = Field(
         default="mean",
         description="how a sample's loss is made of its tokens' losses; `sum` where long samples "
         "should count for more",
+    )
+    parameters: str = Field(
+        default="all",
+        description="whose gradients count: `all`, `last:N` for the last N layers, or a regular "
+        "expression over parameter names; fewer are quicker and rank less well",
+    )
+    engine: Literal["reverse", "forward"] = Field(
+        default="reverse",
+        description="`reverse` serves many targets in one pass and every normalisation; `forward` "
+        "is quicker for one target without normalisation, and splits labels by loss token",
+    )
+    token_values: bool = Field(
+        default=True,
+        description="keep each token's share of the label, which distillation learns from; in "
+        "reverse they cost about a forward pass a target",
     )
     token_limit: int = Field(
         default=512, ge=8, description="tokens a sample, prompt included; longer samples are cut"
@@ -92,6 +122,22 @@ class Label(BaseModel):
         default=256, ge=1, description="samples a Parquet shard: what an interruption can cost"
     )
 
+    @model_validator(mode="after")
+    def _forward_mode_gives_no_norms(self) -> Self:
+        if self.engine == "forward" and self.normalisation != "none":
+            raise ValueError(
+                f"--engine forward gives no gradient norms, which --normalisation "
+                f"{self.normalisation} divides by; use --engine reverse or --normalisation none"
+            )
+        return self
+
+    @property
+    def token_split(self) -> TokenSplit | None:
+        """How labels are split over tokens, if they are."""
+        if not self.token_values:
+            return None
+        return "loss" if self.engine == "forward" else "position"
+
     def cli_cmd(self) -> None:
         """Run the command."""
         label(self)
@@ -108,7 +154,12 @@ def label(settings: Label) -> None:
     pool_size = sum(1 for _ in read_pool(settings.pool))
     if pool_size == 0:
         raise DataError(f"the pool is empty: {', '.join(map(str, settings.pool))}")
-    llm = load_llm(settings.model, dtype=settings.dtype)
+    llm = load_llm(
+        settings.model,
+        dtype=settings.dtype,
+        attention="eager" if settings.engine == "forward" else "sdpa",
+    )
+    selected = select_parameters(llm.model, settings.parameters)
     llm.encoding.token_limit = min(settings.token_limit, llm.encoding.token_limit)
     manifest = _manifest(settings, llm, targets)
     writer = LabelsWriter(
@@ -125,7 +176,14 @@ def label(settings: Label) -> None:
     shard_count = math.ceil(pool_size / settings.shard_samples)
     missing = {number for number in range(shard_count) if not writer.has_shard(number)}
     if missing:
-        labeller = _Labeller(settings, llm, targets)
+        labeller = Labeller(
+            llm,
+            targets,
+            lambda gradients: _engine(settings, llm, gradients),
+            selected=selected,
+            reduction=settings.loss_reduction,
+            batch_tokens=settings.batch_tokens,
+        )
         rows = read_pool(settings.pool)
         with progress("label pool", pool_size) as advance:
             for number in range(shard_count):
@@ -145,45 +203,16 @@ def _read_target(path: Path) -> list[Row]:
     return rows
 
 
-class _Labeller:
-    """The language model, made ready to value rows against the targets."""
-
-    def __init__(self, settings: Label, llm: LLM, targets: dict[str, list[Row]]) -> None:
-        self._names = list(targets)
-        self._batch_tokens = settings.batch_tokens
-        self._reduction: Reduction = settings.loss_reduction
-        self._encoder = Encoder(llm.tokenizer, llm.encoding)
-        self._engine = ForwardMode(
-            llm.model, [self._gradient(llm, name, rows) for name, rows in targets.items()]
-        )
-
-    def _gradient(self, llm: LLM, name: str, rows: list[Row]) -> Parameters:
-        with progress(f"target {name}", len(rows)) as advance:
-            batches = self._batches(self._encoder.encode(rows), advance)
-            return target_gradient(llm.model, batches, self._reduction)
-
-    def _batches(self, samples: list[Encoded], advance: Advance) -> Iterator[Batch]:
-        for batch in batched_by_length(samples, self._batch_tokens, self._encoder.encoding.pad_id):
-            yield batch
-            advance(len(batch.indices))
-
-    def label(self, rows: list[Row], advance: Advance) -> pa.Table:
-        """Value rows and lay them out as `alinfik.distill.labels` says, in their order."""
-        samples = self._encoder.encode(rows)
-        records = [asdict(row) | asdict(sample) for row, sample in zip(rows, samples, strict=True)]
-        for batch in self._batches(samples, advance):
-            token_losses, token_values = self._engine.token_values(batch)
-            losses = reduce_tokens(token_losses, batch.completion_mask, self._reduction)
-            labels = reduce_tokens(token_values, batch.completion_mask, self._reduction)
-            for row, index in enumerate(batch.indices):
-                completion = slice(samples[index].completion_start, len(samples[index]))
-                record = records[index]
-                record["loss"] = losses[row].item()
-                for target, name in enumerate(self._names):
-                    record[f"label_{name}"] = labels[target, row].item()
-                    values = token_values[target, row, completion]
-                    record[f"token_values_{name}"] = values.tolist()
-        return pa.Table.from_pylist(records, schema=labels_schema(self._names))
+def _engine(settings: Label, llm: LLM, gradients: list[Parameters]) -> ValueEngine:
+    if settings.engine == "forward":
+        return ForwardMode(llm.model, gradients, settings.loss_reduction)
+    return ReverseMode(
+        llm.model,
+        gradients,
+        normalisation=settings.normalisation,
+        reduction=settings.loss_reduction,
+        token_values=settings.token_values,
+    )
 
 
 def _manifest(settings: Label, llm: LLM, targets: dict[str, list[Row]]) -> BundleManifest:
@@ -192,9 +221,11 @@ def _manifest(settings: Label, llm: LLM, targets: dict[str, list[Row]]) -> Bundl
         language_model=llm.identity,
         labels=LabelSettings(
             loss_reduction=_REDUCTIONS[settings.loss_reduction],
-            normalisation=NORMALISATION_NONE,
+            normalisation=_NORMALISATIONS[settings.normalisation],
             dtype=str(llm.model.dtype).removeprefix("torch."),
-            unit=UNIT,
+            unit=_PLAIN_UNIT if settings.normalisation == "none" else _NO_UNIT,
+            parameters=settings.parameters,
+            token_split=_TOKEN_SPLITS[settings.token_split],
         ),
         targets=[
             Target(name=name, sha256=rows_sha256(rows), sample_count=len(rows))
@@ -209,7 +240,10 @@ def _fingerprint(settings: Label, manifest: BundleManifest) -> dict[str, object]
         "model": manifest.language_model.sha256,
         "target": {target.name: target.sha256 for target in manifest.targets},
         "pool": [_file_sha256(path) for path in settings.pool],
+        "normalisation": settings.normalisation,
         "loss_reduction": settings.loss_reduction,
+        "parameters": settings.parameters,
+        "token_split": settings.token_split,
         "dtype": manifest.labels.dtype,
         "token_limit": manifest.encoding.token_limit,
         "shard_samples": settings.shard_samples,

@@ -7,7 +7,8 @@
 
 Columns: `id`, `provider`, `prompt`, `completion`, `group` (as read), `input_ids`,
 `completion_start`, `truncated` (as encoded), `loss` (nats, reduced as the label is), and for every
-target NAME `label_NAME` and `token_values_NAME` (one a completion token; they reduce to the label).
+target NAME `label_NAME` and, where token values are kept, `token_values_NAME`: one a completion
+token if labels are split by loss, one a token if by position; they reduce to the label.
 """
 
 import json
@@ -25,7 +26,8 @@ from numpy.typing import NDArray
 from alinfik.command import CommandError
 from alinfik.distill.encoding import Encoded
 from alinfik.distill.samples import Row
-from alinfik.v1 import BundleManifest
+from alinfik.distill.values import TokenSplit
+from alinfik.v1 import TOKEN_SPLIT_LOSS, TOKEN_SPLIT_UNSPECIFIED, BundleManifest
 
 MANIFEST = "manifest.json"
 RUN = "run.json"
@@ -165,8 +167,15 @@ class Labels:
         return np.stack([self.table[f"label_{name}"].to_numpy() for name in self.names], axis=1)
 
     @property
+    def token_split(self) -> TokenSplit:
+        """Over which tokens labels are split."""
+        return "loss" if self.manifest.labels.token_split == TOKEN_SPLIT_LOSS else "position"
+
+    @property
     def token_values(self) -> list[NDArray[np.float64]]:
-        """Every sample's token values, N arrays [completion tokens, K]."""
+        """Every sample's token values, N arrays [tokens, K]; none if labels are not split."""
+        if self.manifest.labels.token_split == TOKEN_SPLIT_UNSPECIFIED:
+            return []
         columns = [self.table[f"token_values_{name}"].to_pylist() for name in self.names]
         return [np.array(values).T for values in zip(*columns, strict=True)]
 

@@ -11,6 +11,7 @@ import struct
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 from tokenizers import Tokenizer
@@ -37,7 +38,7 @@ class LLM:
     """A causal language model, ready for gradients.
 
     Attributes:
-        model: in evaluation mode, on `device`, with attention that forward mode can differentiate.
+        model: in evaluation mode, on `device`; its parameters ask for no gradient.
         tokenizer: the fast tokenizer, without the transformers layer around it.
         encoding: how a sample becomes tokens, but for the token limit, which is the model's most.
         identity: name and weight hash, as the bundle manifest records them.
@@ -102,7 +103,13 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if native else torch.float32
 
 
-def load_llm(name: str, *, dtype: str = "auto", device: torch.device | None = None) -> LLM:
+def load_llm(
+    name: str,
+    *,
+    dtype: str = "auto",
+    device: torch.device | None = None,
+    attention: Literal["eager", "sdpa"] = "sdpa",
+) -> LLM:
     """Load a causal language model.
 
     Args:
@@ -110,6 +117,7 @@ def load_llm(name: str, *, dtype: str = "auto", device: torch.device | None = No
             dequantised once and kept in the cache directory, since reading it takes half a minute.
         dtype: `auto`, `float32`, `bfloat16` or `float64`; see `choose_dtype`.
         device: where to put it; CUDA if there is any by default.
+        attention: `sdpa` is fused and fast; forward-mode derivatives need `eager`.
 
     Raises:
         ModelError: there is no such model, it is no causal language model, or it lacks a fast
@@ -121,10 +129,15 @@ def load_llm(name: str, *, dtype: str = "auto", device: torch.device | None = No
     tokenizer = _load_tokenizer(source)
     try:
         model = AutoModelForCausalLM.from_pretrained(
-            source, dtype="auto", attn_implementation="eager"
+            source, dtype="auto", attn_implementation=attention
         )
     except (OSError, ValueError) as error:
         raise _unloadable(name, error) from error
+    for module in model.modules():
+        # Padding is masked. A table that gives one id no gradient would give that token, where a
+        # text holds it, no gradient either.
+        if isinstance(module, torch.nn.Embedding):
+            module.padding_idx = None
     identity = LanguageModel(name=Path(name).name if Path(name).exists() else name)
     identity.sha256 = _weights_sha256(model)
     torch.nn.Module.to(model, device, choose_dtype(dtype, device))

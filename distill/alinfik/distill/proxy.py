@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers import AutoModel
 
 from alinfik.distill.llm import ModelError
+from alinfik.distill.selection import find_layers
 
 # Width of the pooled features' hidden layer, and of the scalars that describe a sample's length.
 _HIDDEN = 256
@@ -100,16 +101,8 @@ def build_proxy(backbone: str, llm: str, targets: int) -> Proxy:
     if family != "layers" or not count.isdigit() or int(count) < 1:
         raise ModelError(f"unknown backbone {backbone!r}; write layers:N, as in layers:6")
     model = AutoModel.from_pretrained(llm, dtype=torch.float32)
-    layers = _layers(model, model.config.num_hidden_layers)
+    layers = find_layers(model, model.config.num_hidden_layers)
     if int(count) > len(layers):
         raise ModelError(f"{backbone}: the model has only {len(layers)} layers")
     del layers[int(count) :]
     return Proxy(model, model.config.hidden_size, targets)
-
-
-def _layers(model: nn.Module, expected: int) -> nn.ModuleList:
-    """The model's own list of layers, whatever the architecture calls it."""
-    for module in model.children():
-        if isinstance(module, nn.ModuleList) and len(module) == expected:
-            return module
-    raise ModelError(f"cannot find the {expected} layers of a {type(model).__name__}")

@@ -102,7 +102,7 @@ def _distil(settings: Train, proxy: Proxy, labels: Labels) -> ServedModel:
     calibration = labels.take(indices_of(labels.groups, "calibration"))
     scale = fit(
         proxy,
-        Training(training.samples, training.values, training.token_values),
+        Training(training.samples, training.values, training.token_values, training.token_split),
         epochs=settings.epochs,
         batch_tokens=settings.batch_tokens,
         pad_id=pad_id,

@@ -7,7 +7,12 @@ grpc.
 from alinfik.v1.bundle_pb2 import (
     LOSS_REDUCTION_MEAN,
     LOSS_REDUCTION_SUM,
+    NORMALISATION_GLOBAL,
     NORMALISATION_NONE,
+    NORMALISATION_TENSOR,
+    TOKEN_SPLIT_LOSS,
+    TOKEN_SPLIT_POSITION,
+    TOKEN_SPLIT_UNSPECIFIED,
     BundleManifest,
     Encoding,
     FileDigest,
@@ -20,6 +25,7 @@ from alinfik.v1.bundle_pb2 import (
     Proxy,
     Target,
     TargetMetrics,
+    TokenSplit,
 )
 from alinfik.v1.sample_pb2 import Sample
 from alinfik.v1.valuation_pb2 import TargetValue, Valuation
@@ -37,7 +43,12 @@ from alinfik.v1.valuation_service_pb2 import (
 __all__ = [
     "LOSS_REDUCTION_MEAN",
     "LOSS_REDUCTION_SUM",
+    "NORMALISATION_GLOBAL",
     "NORMALISATION_NONE",
+    "NORMALISATION_TENSOR",
+    "TOKEN_SPLIT_LOSS",
+    "TOKEN_SPLIT_POSITION",
+    "TOKEN_SPLIT_UNSPECIFIED",
     "BundleManifest",
     "BundleSummary",
     "Encoding",
@@ -60,5 +71,6 @@ __all__ = [
     "Target",
     "TargetMetrics",
     "TargetValue",
+    "TokenSplit",
     "Valuation",
 ]

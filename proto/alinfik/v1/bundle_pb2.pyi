@@ -47,6 +47,10 @@ class _NormalisationEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Normali
     NORMALISATION_UNSPECIFIED: _Normalisation.ValueType  # 0
     NORMALISATION_NONE: _Normalisation.ValueType  # 1
     """Nothing: the plain LinFiK."""
+    NORMALISATION_GLOBAL: _Normalisation.ValueType  # 2
+    """The product of the two gradients' norms: their cosine."""
+    NORMALISATION_TENSOR: _Normalisation.ValueType  # 3
+    """Tensor by tensor, the product of the two tensors' gradient norms, then summed over tensors."""
 
 class Normalisation(_Normalisation, metaclass=_NormalisationEnumTypeWrapper):
     """What the inner product of two gradients is divided by."""
@@ -54,7 +58,37 @@ class Normalisation(_Normalisation, metaclass=_NormalisationEnumTypeWrapper):
 NORMALISATION_UNSPECIFIED: Normalisation.ValueType  # 0
 NORMALISATION_NONE: Normalisation.ValueType  # 1
 """Nothing: the plain LinFiK."""
+NORMALISATION_GLOBAL: Normalisation.ValueType  # 2
+"""The product of the two gradients' norms: their cosine."""
+NORMALISATION_TENSOR: Normalisation.ValueType  # 3
+"""Tensor by tensor, the product of the two tensors' gradient norms, then summed over tensors."""
 Global___Normalisation: _TypeAlias = Normalisation  # noqa: Y015
+
+class _TokenSplit:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _TokenSplitEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_TokenSplit.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    TOKEN_SPLIT_UNSPECIFIED: _TokenSplit.ValueType  # 0
+    TOKEN_SPLIT_LOSS: _TokenSplit.ValueType  # 1
+    """A completion token has the value of its own loss; only what stands before it decides."""
+    TOKEN_SPLIT_POSITION: _TokenSplit.ValueType  # 2
+    """A position, prompt and completion alike, has its share of every parameter's gradient; what
+    follows it decides too.
+    """
+
+class TokenSplit(_TokenSplit, metaclass=_TokenSplitEnumTypeWrapper):
+    """How a label is divided among a sample's tokens."""
+
+TOKEN_SPLIT_UNSPECIFIED: TokenSplit.ValueType  # 0
+TOKEN_SPLIT_LOSS: TokenSplit.ValueType  # 1
+"""A completion token has the value of its own loss; only what stands before it decides."""
+TOKEN_SPLIT_POSITION: TokenSplit.ValueType  # 2
+"""A position, prompt and completion alike, has its share of every parameter's gradient; what
+follows it decides too.
+"""
+Global___TokenSplit: _TypeAlias = TokenSplit  # noqa: Y015
 
 @_typing.final
 class BundleManifest(_message.Message):
@@ -285,6 +319,8 @@ class LabelSettings(_message.Message):
     DTYPE_FIELD_NUMBER: _builtins.int
     UNIT_FIELD_NUMBER: _builtins.int
     SAMPLE_COUNT_FIELD_NUMBER: _builtins.int
+    PARAMETERS_FIELD_NUMBER: _builtins.int
+    TOKEN_SPLIT_FIELD_NUMBER: _builtins.int
     loss_reduction: Global___LossReduction.ValueType
     normalisation: Global___Normalisation.ValueType
     dtype: _builtins.str
@@ -293,6 +329,10 @@ class LabelSettings(_message.Message):
     """Of every value: `nats per unit learning rate`, or `1` once normalised."""
     sample_count: _builtins.int
     """How many labelled samples the proxy was distilled from, held-out ones included."""
+    parameters: _builtins.str
+    """Which parameters' gradients count: `all`, `last:N`, or a regular expression over their names."""
+    token_split: Global___TokenSplit.ValueType
+    """How labels are split over tokens; unspecified where they are not."""
     def __init__(
         self,
         *,
@@ -301,10 +341,12 @@ class LabelSettings(_message.Message):
         dtype: _builtins.str = ...,
         unit: _builtins.str = ...,
         sample_count: _builtins.int = ...,
+        parameters: _builtins.str = ...,
+        token_split: Global___TokenSplit.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["dtype", b"dtype", "loss_reduction", b"loss_reduction", "normalisation", b"normalisation", "sample_count", b"sample_count", "unit", b"unit"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dtype", b"dtype", "loss_reduction", b"loss_reduction", "normalisation", b"normalisation", "parameters", b"parameters", "sample_count", b"sample_count", "token_split", b"token_split", "unit", b"unit"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,0 +1,230 @@
+"""LinFiK by reverse mode: one backward pass for any number of targets, with gradient norms.
+
+Backward through the activations alone gives every layer's output gradients; from these and the
+layer's inputs follow each sample's inner products with K targets and its norms
+(`alinfik.distill.rules`). They are reduced while backward runs, and nothing is kept. Costs a
+forward pass, a backward pass without parameter gradients, and about one further forward pass;
+attention may be fused. Knows nothing of files and targets' names.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+from transformers import PreTrainedModel
+
+from alinfik.distill.batches import Batch
+from alinfik.distill.llm import ModelError
+from alinfik.distill.losses import Parameters, Reduction, reduce_tokens, token_losses
+from alinfik.distill.rules import Use, squared_norms_of_sum, use_of, wide
+from alinfik.distill.values import Normalisation, TokenSplit, Values
+
+
+class ReverseMode:
+    """Values batches against K targets in one backward pass; token values are split by position.
+
+    Args:
+        model: a causal language model.
+        gradients: the K targets' gradients; only the parameters that they name count.
+        normalisation: what the inner products are divided by.
+        reduction: how token losses make a sample's loss.
+        token_values: whether to give them; they cost a forward pass a target.
+
+    Raises:
+        ModelError: a selected parameter belongs to no layer that runs, or is shared by layers in a
+            way that there is no rule for.
+    """
+
+    split: TokenSplit = "position"
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        gradients: list[Parameters],
+        *,
+        normalisation: Normalisation,
+        reduction: Reduction,
+        token_values: bool,
+    ) -> None:
+        self._model = model
+        self._normalisation: Normalisation = normalisation
+        self._reduction: Reduction = reduction
+        self._token_values = token_values
+        self._directions = _directions(gradients, normalisation, model.dtype)
+        self._names = _parameter_names(model, set(self._directions))
+
+    def value(self, batch: Batch) -> Values:
+        """Return losses, labels and, if asked for, token values of a batch."""
+        on_device = batch.to(self._model.device)
+        sums = _Sums(self._directions, on_device, self._normalisation, self._token_values)
+        shared: dict[str, list[Use]] = defaultdict(list)
+        seen: set[str] = set()
+
+        def use(name: str, found: Use) -> None:
+            seen.add(name)
+            if len(self._names[name]) > 1:
+                shared[name].append(found)
+            else:
+                sums.add(name, [found])
+
+        with _reporting(self._names, len(batch.indices), use) as leaves:
+            losses = token_losses(self._model, {}, on_device)
+        reduced = reduce_tokens(losses, on_device.completion_mask, self._reduction)
+        if leaves:
+            torch.autograd.grad(reduced.sum(), leaves, allow_unused=True)
+        for name, found in shared.items():
+            sums.add(name, found)
+        if unseen := self._directions.keys() - seen:
+            raise ModelError(
+                f"the parameters {', '.join(sorted(unseen))} had no part in the loss, or belong "
+                "to a layer that is read and not called; narrow --parameters to leave them out"
+            )
+        return self._values(sums, reduced, on_device)
+
+    def _values(self, sums: "_Sums", losses: Tensor, batch: Batch) -> Values:
+        scale = torch.ones_like(sums.squares)
+        if self._normalisation == "global":
+            scale = _reciprocal_roots(sums.squares)
+        tokens = None
+        if self._token_values:
+            tokens = sums.positions * scale[:, None]
+            if self._reduction == "mean":
+                # So that the mean over the sample's tokens is the label, as for token losses.
+                tokens *= batch.attention_mask.sum(dim=1, keepdim=True)
+            tokens = tokens.cpu()
+        return Values(losses.detach().cpu(), (sums.products * scale).cpu(), tokens)
+
+
+class _Sums:
+    """What accumulates over parameters: products [K, B], positions [K, B, T], squares [B]."""
+
+    def __init__(
+        self,
+        directions: Parameters,
+        batch: Batch,
+        normalisation: Normalisation,
+        token_values: bool,
+    ) -> None:
+        self._directions = directions
+        self._normalisation = normalisation
+        self._token_values = token_values
+        targets = len(next(iter(directions.values())))
+        samples, tokens = batch.input_ids.shape
+        zeros = wide(next(iter(directions.values())).new_zeros(()))
+        self.products = zeros.new_zeros(targets, samples)
+        self.positions = zeros.new_zeros(targets, samples, tokens if token_values else 0)
+        self.squares = zeros.new_zeros(samples)
+
+    def add(self, name: str, uses: list[Use]) -> None:
+        """Add one parameter, all of whose uses are known."""
+        directions = self._directions[name]
+        scale = torch.ones_like(self.squares)
+        if self._normalisation != "none":
+            squares = squared_norms_of_sum(uses)
+            if squares is None:
+                raise ModelError(
+                    f"the parameter {name} is shared by layers in a way that there is no rule for; "
+                    "leave it out with --parameters, or use --normalisation none"
+                )
+            self.squares += squares
+            if self._normalisation == "tensor":
+                scale = _reciprocal_roots(squares)
+        for use in uses:
+            if self._token_values:
+                for target, direction in enumerate(directions):
+                    values = use.position_values(direction) * scale[:, None]
+                    # A head runs on the last columns alone, a table of positions on all.
+                    self.positions[target, :, -values.shape[1] :] += values
+                    self.products[target] += values.sum(dim=1)
+            else:
+                self.products += use.products(directions) * scale
+
+
+def _directions(
+    gradients: list[Parameters], normalisation: Normalisation, dtype: torch.dtype
+) -> Parameters:
+    """Stack the targets' gradients [K, *shape], each divided by its norm or its tensors' norms."""
+    directions: Parameters = {}
+    for name in gradients[0]:
+        stacked = wide(torch.stack([gradient[name] for gradient in gradients]))
+        if normalisation == "tensor":
+            scale = _reciprocal_roots(stacked.flatten(start_dim=1).square().sum(dim=1))
+            stacked *= scale.reshape(-1, *[1] * (stacked.dim() - 1))
+        directions[name] = stacked
+    if normalisation == "global":
+        squares = [value.flatten(start_dim=1).square().sum(dim=1) for value in directions.values()]
+        scale = _reciprocal_roots(torch.stack(squares).sum(dim=0))
+        for name, value in directions.items():
+            directions[name] = value * scale.reshape(-1, *[1] * (value.dim() - 1))
+    return {name: value.to(dtype) for name, value in directions.items()}
+
+
+def _reciprocal_roots(squares: Tensor) -> Tensor:
+    """1 / sqrt, and 0 of 0: a gradient that is zero has no direction and no product."""
+    return squares.clamp(min=0).rsqrt().nan_to_num(posinf=0.0)
+
+
+def _parameter_names(
+    model: nn.Module, selected: set[str]
+) -> dict[str, list[tuple[nn.Module, str]]]:
+    """Return for every selected parameter the layers that own it and its name in each."""
+    names = {id(value): name for name, value in model.named_parameters()}
+    owners: dict[str, list[tuple[nn.Module, str]]] = defaultdict(list)
+    for module in model.modules():
+        for local, value in module.named_parameters(recurse=False):
+            if names[id(value)] in selected:
+                owners[names[id(value)]].append((module, local))
+    return owners
+
+
+@contextmanager
+def _reporting(
+    owners: dict[str, list[tuple[nn.Module, str]]],
+    samples: int,
+    report: Callable[[str, Use], None],
+) -> Generator[list[Tensor]]:
+    """Watch one forward pass; report every use of the parameters when backward reaches it.
+
+    Yields:
+        The tensors that backward has to reach: outputs of layers that no gradient would come to
+        otherwise, since no parameter asks for one.
+    """
+    leaves: list[Tensor] = []
+    layers: dict[nn.Module, dict[str, str]] = defaultdict(dict)
+    for name, places in owners.items():
+        for module, local in places:
+            layers[module][local] = name
+
+    def forward_hook(module: nn.Module, arguments: tuple[Any, ...], output: Any) -> Tensor:
+        if not isinstance(output, torch.Tensor):
+            raise ModelError(
+                f"a {type(module).__name__} returns no tensor; leave its parameters out"
+            )
+        inputs: Tensor = arguments[0].detach()
+        if not output.requires_grad:
+            output = output.detach().requires_grad_()
+            leaves.append(output)
+        if output.shape[0] != samples:
+            # Positions are looked up once for the whole batch; each sample has its own gradient.
+            output = output.expand(samples, *output.shape[1:])
+            inputs = inputs.expand(samples, *inputs.shape[1:])
+
+        def backward_hook(gradients: Tensor) -> None:
+            for local, name in layers[module].items():
+                report(name, use_of(module, local, inputs, gradients.detach()))
+
+        output.register_hook(backward_hook)
+        return output
+
+    handles: list[RemovableHandle] = [
+        module.register_forward_hook(forward_hook) for module in layers
+    ]
+    try:
+        yield leaves
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -1,0 +1,63 @@
+"""Which of a model's parameters count: all, the last layers, or those that a pattern finds."""
+
+import re
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from alinfik.distill.llm import ModelError
+
+
+def select_parameters(model: PreTrainedModel, selection: str) -> list[str]:
+    """Return the names of the selected parameters, in the model's order.
+
+    Args:
+        model: any model with a list of layers.
+        selection: `all`; `last:N`, the parameters of the last N layers; or a regular expression, of
+            which some part of a parameter's name must match.
+
+    Raises:
+        ModelError: nothing is selected, or the selection is malformed.
+    """
+    names = [name for name, _ in model.named_parameters()]
+    if selection == "all":
+        return names
+    if selection.startswith("last:"):
+        chosen = _in_last_layers(model, selection)
+    else:
+        try:
+            pattern = re.compile(selection)
+        except re.error as error:
+            raise ModelError(
+                f"--parameters {selection!r} is no regular expression: {error}"
+            ) from error
+        chosen = [name for name in names if pattern.search(name)]
+    if not chosen:
+        raise ModelError(
+            f"--parameters {selection!r} selects none of the model's {len(names)} parameters, such "
+            f"as {names[len(names) // 2]}"
+        )
+    return chosen
+
+
+def find_layers(model: nn.Module, count: int) -> nn.ModuleList:
+    """Return the model's own list of ``count`` layers, whatever the architecture calls it.
+
+    Raises:
+        ModelError: there is no such list.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.ModuleList) and len(module) == count:
+            return module
+    raise ModelError(f"cannot find the {count} layers of a {type(model).__name__}")
+
+
+def _in_last_layers(model: PreTrainedModel, selection: str) -> list[str]:
+    count = selection.removeprefix("last:")
+    layers = find_layers(model, model.config.num_hidden_layers)
+    if not count.isdigit() or not 1 <= int(count) <= len(layers):
+        raise ModelError(
+            f"--parameters {selection}: give a number of layers from 1 to {len(layers)}"
+        )
+    chosen = {id(value) for layer in layers[-int(count) :] for value in layer.parameters()}
+    return [name for name, value in model.named_parameters() if id(value) in chosen]
