@@ -21,7 +21,7 @@ from demo.programs import DemoError, Server, arguments_of, run, server
 from demo.providers import Market, Text, make_market
 
 # Enough labels for a proxy that beats its baseline, few enough for two cores and two minutes.
-_LABELLED = 40
+_LABELLED = 36
 _STREAMED = 100
 _CALLED = 8
 _TARGET_TEXTS = 16
@@ -114,7 +114,13 @@ class _Demo:
             *("--out", labels),
         )
         self._say("Distilling a proxy from the labels …")
-        run("alinfik-distill", "train", "--labels", labels, "--out", self._bundle)
+        run(
+            "alinfik-distill",
+            "train",
+            *("--labels", labels),
+            *("--out", self._bundle),
+            *("--backbone", "layers:4"),
+        )
         self._say("Measuring the bundle on the labels that were held out …")
         output = run(
             "alinfik-distill",
