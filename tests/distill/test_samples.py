@@ -2,6 +2,7 @@ import csv
 import gzip
 import json
 import os
+import random
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
@@ -71,12 +72,13 @@ def write(directory: Path, name: str, table: Table) -> Path:
     return path
 
 
-def refusal(path: Path | str, content: bytes | None = None, **fields: str) -> str:
+def refusal(
+    path: Path | str, content: bytes | None = None, fields: dict[str, str] | None = None
+) -> str:
     if content is not None:
         Path(path).write_bytes(content)
     with pytest.raises(DataError) as caught:
         list(read_rows(path, fields))
-    assert "\n" not in str(caught.value)
     return str(caught.value)
 
 
@@ -94,15 +96,16 @@ _rows = st.builds(
 
 @each_format
 @given(rows=st.lists(_rows, max_size=5, unique_by=lambda row: row.id))
-@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=40,
+    deadline=None,  # a first reading loads libraries
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
 def test_what_is_written_is_read(name: str, tmp_path: Path, rows: list[Row]) -> None:
     names = ("id", "provider", "prompt", "completion", "group")
     table = {name: [getattr(row, name) for row in rows] for name in names}
     path = write(tmp_path, name, table)
-    if rows:
-        assert list(read_pool([path])) == rows
-    else:
-        assert list(read_pool([path])) == []
+    assert list(read_pool([path])) == rows
 
 
 @each_format
@@ -131,7 +134,7 @@ def test_a_byte_order_mark_crlf_and_blank_lines_are_no_matter(name: str, tmp_pat
         (b'{"id": ' + b"1" * 5000 + b"}", "line 2: not JSON"),
         (b'"text"', "line 2: a JSON str, expected an object"),
         (b'[{"id": "2"}]', "line 2: a JSON list, expected an object"),
-        (b'{"id": "2", "completion": "\xff"}', "line 2: not UTF-8 (invalid start byte at byte 27"),
+        (b'{"id": "2", "completion": "\xff"}', "line 2: not UTF-8 (invalid start byte at byte 28"),
         (b'{"id": "2", "completion": "\0"}', "line 2: not JSON (Invalid control character"),
         (b'{"id": "2", "completion": "a\\u0000"}', "line 2: column 'completion' holds a NUL"),
         (b'{"id": "2", "completion": "\\ud800"}', "line 2: column 'completion' holds half of a"),
@@ -238,7 +241,7 @@ def test_columns_go_by_the_names_that_the_source_gives_them(name: str, tmp_path:
     existing = "(there are 'uid', 'question', 'answer', 'article', 'prompt'; --fields"
     assert f"no column 'id' {existing} id=COLUMN says which holds the id" in refusal(path)
     wrong = fields | {"prompt": "qestion"}
-    assert f"no column 'qestion' {existing} prompt=COLUMN" in refusal(path, **wrong)
+    assert f"no column 'qestion' {existing} prompt=COLUMN" in refusal(path, fields=wrong)
 
 
 def test_many_columns_are_not_all_listed(tmp_path: Path) -> None:
@@ -292,15 +295,12 @@ def test_what_breaks_a_whole_file_is_never_skipped(tmp_path: Path) -> None:
             list(read_rows(path, bad_rows=BadRows()))
 
 
-def _numbered(count: int) -> Table:
-    numbers = [str(number) for number in range(count)]
-    return {"id": numbers, "completion": [number * 40 for number in numbers]}
-
-
-@each_format
+@pytest.mark.parametrize("name", ["a.jsonl", "a.csv.gz", "a.parquet"])
 def test_memory_does_not_grow_with_the_pool(name: str, tmp_path: Path) -> None:
     def peak(rows: int) -> int:
-        path = write(tmp_path, name, _numbered(rows))
+        ids = [str(number) for number in range(rows)]
+        texts = [random.randbytes(500).hex() for _ in ids]  # which do not compress to nothing
+        path = write(tmp_path, name, {"id": ids, "completion": texts})
         arrow_before = arrow = pa.total_allocated_bytes()
         tracemalloc.start()
         for _ in read_pool([path]):
@@ -310,8 +310,9 @@ def test_memory_does_not_grow_with_the_pool(name: str, tmp_path: Path) -> None:
         return traced + arrow - arrow_before
 
     peak(10)  # what the first reading imports and keeps
-    # 18 MB of text more, in one Parquet row group; batches and buffers may vary by a tenth of it.
-    assert peak(80_000) < peak(8_000) + 2 * 2**20
+    small, large = peak(5_000), peak(30_000)
+    assert small < 10 * 2**20
+    assert large < small + 2 * 2**20  # of 25 MB more text, all in one Parquet row group
 
 
 def hf_dataset(directory: Path, rows: int = 3) -> Path:
@@ -330,8 +331,9 @@ def test_a_hugging_face_dataset_is_read_by_split(tmp_path: Path) -> None:
     assert [row.id for row in read_pool([f"hf:{dataset}"], fields)] == ["0", "1", "2"]
     assert [row.id for row in read_rows(f"hf:{dataset}:test", fields)] == ["0"]
     assert [row.id for row in read_rows(f"hf:{dataset}:default:test", fields)] == ["0"]
-    with pytest.raises(DataError, match=r"'2' at hf:\S+ row 3"):
-        list(read_pool([write(tmp_path, "a.csv", TABLE), f"hf:{dataset}"], {"id": "uid"} and {}))
+    sources = [f"hf:{dataset}:test", f"hf:{dataset}"]
+    with pytest.raises(DataError, match=r"set row 1: an id that came before .*:test row 1\)"):
+        list(read_pool(sources, fields))
 
 
 @pytest.mark.parametrize(
