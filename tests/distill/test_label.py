@@ -15,8 +15,8 @@ from alinfik.distill.labels import LabelsError, read_labels
 def settings(tiny_llm: Path, pool: Path, target: Path, tmp_path: Path) -> Label:
     return Label(
         model=str(tiny_llm),
-        target={"gsm8k": target, "again": target},
-        pool=[pool],
+        target={"gsm8k": str(target), "again": str(target)},
+        pool=[str(pool)],
         out=tmp_path / "labels",
         dtype="float32",
         shard_samples=6,
@@ -121,6 +121,27 @@ def test_bad_data_shows_before_any_gradient(settings: Label, pool: Path, target:
     target.write_text("")
     assert f"the target {target} is empty" in refusal(settings)
     assert not settings.out.exists()
+
+
+def test_bad_rows_are_left_out_and_counted_if_told_to(
+    settings: Label, pool: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pool.open("a") as file:
+        file.write('{"id": "x", "completion": ""}\n{\n')
+    label(settings.model_copy(update={"on_bad_row": "skip"}))
+    assert len(read_labels(settings.out)) == 20
+    said = capsys.readouterr().err
+    assert f"{pool} line 21" in said
+    assert f"{pool} line 22" in said
+
+
+def test_a_target_that_is_also_for_sale_is_told(
+    settings: Label, pool: Path, target: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pool.open("a") as file:
+        file.write(target.read_text())
+    label(settings)
+    assert "5 of the pool's 25 samples are also in the target gsm8k" in capsys.readouterr().err
 
 
 def test_an_unknown_model_is_named(settings: Label, tmp_path: Path) -> None:

@@ -40,10 +40,10 @@ def labels_directory(tiny_llm: Path, tmp_path_factory: pytest.TempPathFactory) -
         Label(
             model=str(tiny_llm),
             target={
-                "gsm8k": write_rows(directory / "gsm8k.jsonl", 4, seed=1),
-                "mbpp": write_rows(directory / "mbpp.jsonl", 4, seed=2),
+                "gsm8k": str(write_rows(directory / "gsm8k.jsonl", 4, seed=1)),
+                "mbpp": str(write_rows(directory / "mbpp.jsonl", 4, seed=2)),
             },
-            pool=[write_rows(directory / "pool.jsonl", 120)],
+            pool=[str(write_rows(directory / "pool.jsonl", 120))],
             out=directory / "labels",
             dtype="float32",
         )

@@ -1,10 +1,10 @@
 """`alinfik-distill label`: values a pool against targets with the language model itself."""
 
-import hashlib
 import itertools
 import math
 import platform
 import re
+import sys
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -19,8 +19,17 @@ from alinfik.distill.labels import LabelsWriter
 from alinfik.distill.llm import LLM, load_llm
 from alinfik.distill.losses import Parameters, Reduction
 from alinfik.distill.reverse_mode import ReverseMode
-from alinfik.distill.samples import DataError, Row, read_pool, read_rows, rows_sha256
+from alinfik.distill.samples import (
+    BadRows,
+    DataError,
+    Row,
+    check_fields,
+    read_pool,
+    read_rows,
+    rows_sha256,
+)
 from alinfik.distill.selection import select_parameters
+from alinfik.distill.survey import survey
 from alinfik.distill.values import Normalisation, TokenSplit, ValueEngine
 from alinfik.v1 import (
     LOSS_REDUCTION_MEAN,
@@ -55,7 +64,7 @@ _TOKEN_SPLITS = {
 _RECORDED_PACKAGES = ("alinfik", "torch", "transformers", "tokenizers", "pyarrow")
 
 
-def _check_target_names(targets: dict[str, Path]) -> dict[str, Path]:
+def _check_target_names(targets: dict[str, str]) -> dict[str, str]:
     if not targets:
         raise ValueError("name at least one target, as in --target gsm8k=target.jsonl")
     for name in targets:
@@ -76,10 +85,22 @@ class Label(BaseModel):
     model_config = ConfigDict(protected_namespaces=())
 
     model: str = Field(description="the LLM: a Hugging Face id, a directory, or a .gguf file")
-    target: Annotated[dict[str, Path], AfterValidator(_check_target_names)] = Field(
-        description="NAME=FILE, once a target: JSONL samples of what the LLM should get better at"
+    target: Annotated[dict[str, str], AfterValidator(_check_target_names)] = Field(
+        description="NAME=FILE, once a target: samples of what the LLM should get better at"
     )
-    pool: list[Path] = Field(min_length=1, description="JSONL files of the samples to value")
+    pool: list[str] = Field(
+        min_length=1,
+        description="samples to value: .jsonl and .csv, also .gz, .parquet, or hf:DATASET[:SPLIT]",
+    )
+    fields: Annotated[dict[str, str], AfterValidator(check_fields)] = Field(
+        default_factory=dict,
+        description="OURS=THEIRS: where columns have other names than id, provider, prompt, "
+        "completion and group, as in id=uid,completion=answer",
+    )
+    on_bad_row: Literal["fail", "skip"] = Field(
+        default="fail",
+        description="`skip` leaves rows out that are no samples, and counts them by reason",
+    )
     out: Path = Field(description="labels directory to write, or to go on with")
     normalisation: Normalisation = Field(
         default="tensor",
@@ -149,11 +170,21 @@ def label(settings: Label) -> None:
     Raises:
         CommandError: bad data, a bad model, or an output directory of another run.
     """
-    targets = {name: _read_target(path) for name, path in settings.target.items()}
+    targets = {name: _read_target(source, settings) for name, source in settings.target.items()}
     # A bad row should show before an hour of gradients, not after.
-    pool_size = sum(1 for _ in read_pool(settings.pool))
-    if pool_size == 0:
-        raise DataError(f"the pool is empty: {', '.join(map(str, settings.pool))}")
+    bad_rows = _bad_rows(settings)
+    pool = survey(read_pool(settings.pool, settings.fields, bad_rows), targets)
+    for line in bad_rows.report() if bad_rows else ():
+        print(line, file=sys.stderr)
+    if pool.size == 0:
+        raise DataError(f"the pool is empty: {', '.join(settings.pool)}")
+    for name, count in pool.shared.items():
+        if count:
+            print(
+                f"{count} of the pool's {pool.size} samples are also in the target {name}: their "
+                "labels say how well the target predicts itself",
+                file=sys.stderr,
+            )
     llm = load_llm(
         settings.model,
         dtype=settings.dtype,
@@ -164,7 +195,7 @@ def label(settings: Label) -> None:
     manifest = _manifest(settings, llm, targets)
     writer = LabelsWriter(
         settings.out,
-        fingerprint=_fingerprint(settings, manifest),
+        fingerprint=_fingerprint(settings, manifest, pool.sha256),
         record={
             "settings": settings.model_dump(mode="json"),
             "versions": {name: version(name) for name in _RECORDED_PACKAGES}
@@ -173,7 +204,7 @@ def label(settings: Label) -> None:
             "started": datetime.now(UTC).isoformat(timespec="seconds"),
         },
     )
-    shard_count = math.ceil(pool_size / settings.shard_samples)
+    shard_count = math.ceil(pool.size / settings.shard_samples)
     missing = {number for number in range(shard_count) if not writer.has_shard(number)}
     if missing:
         labeller = Labeller(
@@ -184,22 +215,26 @@ def label(settings: Label) -> None:
             reduction=settings.loss_reduction,
             batch_tokens=settings.batch_tokens,
         )
-        rows = read_pool(settings.pool)
-        with progress("label pool", pool_size) as advance:
+        rows = read_pool(settings.pool, settings.fields, _bad_rows(settings))
+        with progress("label pool", pool.size) as advance:
             for number in range(shard_count):
                 shard = list(itertools.islice(rows, settings.shard_samples))
                 if number in missing:
                     writer.write_shard(number, labeller.label(shard, advance))
                 else:
                     advance(len(shard))
-    manifest.labels.sample_count = pool_size
+    manifest.labels.sample_count = pool.size
     writer.finish(manifest)
 
 
-def _read_target(path: Path) -> list[Row]:
-    rows = list(read_rows(path))
+def _bad_rows(settings: Label) -> BadRows | None:
+    return BadRows() if settings.on_bad_row == "skip" else None
+
+
+def _read_target(source: str, settings: Label) -> list[Row]:
+    rows = list(read_rows(source, settings.fields, _bad_rows(settings)))
     if not rows:
-        raise DataError(f"the target {path} is empty")
+        raise DataError(f"the target {source} is empty")
     return rows
 
 
@@ -234,12 +269,12 @@ def _manifest(settings: Label, llm: LLM, targets: dict[str, list[Row]]) -> Bundl
     )
 
 
-def _fingerprint(settings: Label, manifest: BundleManifest) -> dict[str, object]:
+def _fingerprint(settings: Label, manifest: BundleManifest, pool_sha256: str) -> dict[str, object]:
     """Everything that decides the labels, by the name that a user knows it by."""
     return {
         "model": manifest.language_model.sha256,
         "target": {target.name: target.sha256 for target in manifest.targets},
-        "pool": [_file_sha256(path) for path in settings.pool],
+        "pool": pool_sha256,
         "normalisation": settings.normalisation,
         "loss_reduction": settings.loss_reduction,
         "parameters": settings.parameters,
@@ -248,8 +283,3 @@ def _fingerprint(settings: Label, manifest: BundleManifest) -> dict[str, object]
         "token_limit": manifest.encoding.token_limit,
         "shard_samples": settings.shard_samples,
     }
-
-
-def _file_sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
