@@ -1,0 +1,1 @@
+"""Benchmarks: each prints figures beside the limit that it is measured against."""

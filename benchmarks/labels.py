@@ -1,6 +1,6 @@
 """What labels cost, against a forward pass: `python -m benchmarks.labels`.
 
-One run, about fifteen minutes on two cores, measures in float32 and bfloat16 the forward pass of the
+One run, fifteen minutes on two cores, measures in float32 and bfloat16 the forward pass of the
 language model, both engines at one and at three targets, and the loop over single samples that
 implementations of TracIn, LESS and RapidIn use; for each the seconds per 1,000 tokens, the memory
 above the model's own, and the rank correlation of its labels with the float32 loop's. The last line
