@@ -16,7 +16,7 @@ from prometheus_client import CollectorRegistry
 from alinfik.server.bundle import load_bundle
 from alinfik.server.engine import Engine
 from alinfik.server.kafka_pipeline import KafkaPipeline
-from alinfik.server.metrics import Metrics
+from alinfik.server.metrics import KafkaMetrics, Metrics
 from alinfik.server.settings import ServerSettings
 from demo.broker import Broker
 
@@ -136,10 +136,10 @@ class Running(NamedTuple):
     """A pipeline with a real engine in this process."""
 
     pipeline: KafkaPipeline
-    metrics: Metrics
+    registry: CollectorRegistry
 
     def metric(self, name: str, **labels: str) -> float | None:
-        return self.metrics.registry.get_sample_value(name, labels)
+        return self.registry.get_sample_value(name, labels)
 
 
 @contextmanager
@@ -148,13 +148,13 @@ def running(settings: ServerSettings) -> Generator[Running]:
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever)
     thread.start()
-    metrics = Metrics(CollectorRegistry())
-    engine = Engine(load_bundle(settings.bundle), settings, metrics)
+    registry = CollectorRegistry()
+    engine = Engine(load_bundle(settings.bundle), settings, Metrics(registry))
     asyncio.run_coroutine_threadsafe(engine.start(), loop).result(WAIT_SECONDS)
-    pipeline = KafkaPipeline(settings, engine, metrics, loop)
+    pipeline = KafkaPipeline(settings, engine, KafkaMetrics(registry), loop)
     pipeline.start()
     try:
-        yield Running(pipeline, metrics)
+        yield Running(pipeline, registry)
     finally:
         stopped = pipeline.stop(10.0)
         asyncio.run_coroutine_threadsafe(engine.stop(), loop).result(WAIT_SECONDS)

@@ -28,6 +28,7 @@ from alinfik.server.metrics import Metrics
 from alinfik.server.settings import ServerSettings
 from alinfik.v1 import ListBundlesRequest, Sample, ScoreRequest, ScoreResponse
 from alinfik.v1.valuation_service_pb2_grpc import ValuationServiceStub
+from demo.broker import free_port
 from tests.server_process import COMMAND, ServerProcess, running_server
 from tests.support import skip_or_fail
 from tests.tiny_bundle import read_manifest
@@ -105,20 +106,21 @@ def test_reflection_lists_the_service_health_and_itself(server: ServerProcess) -
         assert methods == ["Score", "ScoreStream", "ListBundles", "GetBundle"]
 
 
-def test_metrics_count_what_was_asked_and_promtool_is_content(server: ServerProcess) -> None:
-    def scrape() -> str:
-        with urlopen(f"http://{server.metrics}/metrics", timeout=10) as response:
-            return response.read().decode()
+def scrape(server: ServerProcess) -> str:
+    with urlopen(f"http://{server.metrics}/metrics", timeout=10) as response:
+        return response.read().decode()
 
+
+def test_metrics_count_what_was_asked_and_promtool_is_content(server: ServerProcess) -> None:
     def sample_of(text: str, name: str) -> float:
         return next((float(line.split()[-1]) for line in text.splitlines() if name in line), 0.0)
 
     valued = 'alinfik_samples_total{outcome="valued",source="grpc"}'
     calls = 'alinfik_requests_total{code="OK",method="Score"}'
-    before = scrape()
+    before = scrape(server)
     with grpc.insecure_channel(server.grpc) as channel:
         ValuationServiceStub(channel).Score(ScoreRequest(samples=[CLIPS] * 3))
-    after = scrape()
+    after = scrape(server)
     assert sample_of(after, valued) - sample_of(before, valued) == 3
     assert sample_of(after, calls) - sample_of(before, calls) == 1
     assert "process_resident_memory_bytes" in after
@@ -128,6 +130,15 @@ def test_metrics_count_what_was_asked_and_promtool_is_content(server: ServerProc
         [promtool, "check", "metrics"], check=False, input=after, capture_output=True, text=True
     )
     assert (lint.returncode, lint.stdout + lint.stderr) == (0, "")
+
+
+def test_a_server_has_kafka_metrics_only_where_a_broker_is_named(
+    server: ServerProcess, tiny_bundle: Path
+) -> None:
+    assert "alinfik_kafka" not in scrape(server)
+    assert "alinfik_dead_letters" not in scrape(server)
+    with running_server(tiny_bundle, "--kafka-bootstrap", f"127.0.0.1:{free_port()}") as brokerless:
+        assert "\nalinfik_kafka_connected 0.0" in scrape(brokerless)
 
 
 def test_health_is_not_serving_until_warm_and_again_while_draining(tiny_bundle: Path) -> None:
@@ -203,10 +214,8 @@ def test_a_call_that_outlives_the_drain_is_cut_off(slow_bundle: Path) -> None:
 
 
 def wait_until_busy(server: ServerProcess) -> None:
-    while True:
-        with urlopen(f"http://{server.metrics}/metrics", timeout=10) as response:
-            if b"\nalinfik_workers_busy 1.0" in response.read():
-                return
+    while "\nalinfik_workers_busy 1.0" not in scrape(server):
+        pass
 
 
 def test_a_fault_is_in_the_log_under_the_id_that_the_caller_gets_and_without_its_text(

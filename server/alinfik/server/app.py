@@ -19,7 +19,7 @@ from alinfik.server.endpoint import serve_metrics
 from alinfik.server.engine import Engine
 from alinfik.server.front import Front
 from alinfik.server.logs import configure_logs
-from alinfik.server.metrics import Metrics
+from alinfik.server.metrics import KafkaMetrics, Metrics
 from alinfik.server.settings import ServerSettings
 
 _log = structlog.get_logger()
@@ -68,7 +68,7 @@ async def running(settings: ServerSettings) -> AsyncGenerator[Running, None]:
         grpc_address = await front.listen()
         try:
             async with Engine(bundle, settings, metrics) as engine:
-                stop_kafka = _start_kafka(settings, engine, metrics)
+                stop_kafka = _start_kafka(settings, engine, registry)
                 await front.open(engine)
                 try:
                     yield Running(grpc_address, metrics_address, engine, registry)
@@ -81,7 +81,7 @@ async def running(settings: ServerSettings) -> AsyncGenerator[Running, None]:
 
 
 def _start_kafka(
-    settings: ServerSettings, engine: Engine, metrics: Metrics
+    settings: ServerSettings, engine: Engine, registry: CollectorRegistry
 ) -> Callable[[float], Awaitable[None]]:
     """Start the pipeline if a broker is named; returns what stops it within so many seconds."""
 
@@ -93,6 +93,7 @@ def _start_kafka(
     # Not at the top: without a broker, no Kafka client is loaded.
     from alinfik.server.kafka_pipeline import KafkaPipeline
 
+    metrics = KafkaMetrics(registry)
     pipeline = KafkaPipeline(settings, engine, metrics, asyncio.get_running_loop())
     pipeline.start()
 

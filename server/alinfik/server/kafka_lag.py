@@ -13,7 +13,7 @@ from kafka.errors import KafkaTimeoutError
 from kafka.structs import TopicPartition
 
 from alinfik.server.kafka_io import CONNECT_MS
-from alinfik.server.metrics import Metrics
+from alinfik.server.metrics import KafkaMetrics
 
 _log = structlog.get_logger()
 
@@ -30,7 +30,7 @@ class LagWatch:
         metrics: where to say it.
     """
 
-    def __init__(self, consumer: KafkaConsumer, brokers: str, metrics: Metrics) -> None:
+    def __init__(self, consumer: KafkaConsumer, brokers: str, metrics: KafkaMetrics) -> None:
         self._consumer = consumer
         self._brokers = brokers
         self._metrics = metrics
@@ -38,7 +38,7 @@ class LagWatch:
         self._shown: set[TopicPartition] = set()
         self._due = 0.0
         self._answers = True
-        metrics.kafka_connected.set(1)
+        metrics.connected.set(1)
 
     def committed(self, offsets: Mapping[TopicPartition, int]) -> None:
         """Note the offsets, by partition, of the next records to value."""
@@ -65,23 +65,23 @@ class LagWatch:
                 following = self._consumer.position(partition, timeout_ms=CONNECT_MS)
             if following is not None:
                 labels = partition.topic, str(partition.partition)
-                self._metrics.kafka_lag.labels(*labels).set(max(0, end - following))
+                self._metrics.lag.labels(*labels).set(max(0, end - following))
                 self._shown.add(partition)
 
     def close(self) -> None:
         """Stop speaking for any partition: another server may own it now."""
         for partition in set(self._shown):
             self._forget(partition)
-        self._metrics.kafka_connected.set(0)
+        self._metrics.connected.set(0)
 
     def _forget(self, partition: TopicPartition) -> None:
         self._shown.discard(partition)
         self._next.pop(partition, None)
-        self._metrics.kafka_lag.remove(partition.topic, str(partition.partition))
+        self._metrics.lag.remove(partition.topic, str(partition.partition))
 
     def _say(self, *, answers: bool) -> None:
         if answers != self._answers:
             said = "kafka broker answers again" if answers else "kafka broker does not answer"
             _log.warning(said, brokers=self._brokers)
         self._answers = answers
-        self._metrics.kafka_connected.set(answers)
+        self._metrics.connected.set(answers)

@@ -18,7 +18,7 @@ from kafka.errors import KafkaError
 from alinfik.server.engine import Engine
 from alinfik.server.kafka_scoring import score_from_thread
 from alinfik.server.kafka_session import Session
-from alinfik.server.metrics import Metrics
+from alinfik.server.metrics import KafkaMetrics
 from alinfik.server.records import DeadLetter
 from alinfik.server.settings import ServerSettings
 from alinfik.v1 import Sample, Valuation
@@ -46,7 +46,7 @@ class KafkaPipeline:
         self,
         settings: ServerSettings,
         engine: Engine,
-        metrics: Metrics,
+        metrics: KafkaMetrics,
         loop: asyncio.AbstractEventLoop,
     ) -> None:
         self._settings = settings

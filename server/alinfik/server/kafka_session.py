@@ -37,7 +37,7 @@ from alinfik.server.kafka_io import (
 )
 from alinfik.server.kafka_lag import LagWatch
 from alinfik.server.kafka_scoring import Score
-from alinfik.server.metrics import Metrics
+from alinfik.server.metrics import KafkaMetrics
 from alinfik.server.records import (
     DeadLetter,
     SourceRecord,
@@ -94,7 +94,7 @@ class Session:
     """
 
     def __init__(
-        self, settings: ServerSettings, instance: str, score: Score, metrics: Metrics
+        self, settings: ServerSettings, instance: str, score: Score, metrics: KafkaMetrics
     ) -> None:
         self._settings = settings
         self._score = score
@@ -228,12 +228,12 @@ class Session:
     def _count(
         self, batch: _Batch, outcomes: Sequence[Valuation | DeadLetter], commit_seconds: float
     ) -> None:
-        self._metrics.kafka_transactions.labels("committed").inc()
-        self._metrics.kafka_commit_seconds.observe(commit_seconds)
+        self._metrics.transactions.labels("committed").inc()
+        self._metrics.commit_seconds.observe(commit_seconds)
         now = time.time()
         for source, outcome in zip(batch.records, outcomes, strict=True):
             if source.timestamp >= 0:
-                self._metrics.kafka_delay_seconds.observe(max(0.0, now - source.timestamp / 1000))
+                self._metrics.delay_seconds.observe(max(0.0, now - source.timestamp / 1000))
             if isinstance(outcome, DeadLetter):
                 self._metrics.dead_letters.labels(outcome.reason).inc()
 
@@ -248,7 +248,7 @@ class Session:
             self._producer.abandon()
             self._producer = open_producer(self._settings, self._instance)
             self._transacting = False
-            self._metrics.kafka_transactions.labels("aborted").inc()
+            self._metrics.transactions.labels("aborted").inc()
         first: dict[TopicPartition, int] = {}
         for batch in self._in_flight:
             batch.scoring.cancel()

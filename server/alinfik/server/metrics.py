@@ -117,29 +117,37 @@ class Metrics:
         )
         self.bundle = Info("alinfik_bundle", "The active bundle.", registry=registry)
 
-        # Kafka
-        self.kafka_connected = Gauge(
+
+class KafkaMetrics:
+    """The pipeline's metrics; a server that is given no broker has none of them.
+
+    Args:
+        registry: as ``Metrics``.
+    """
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.connected = Gauge(
             "alinfik_kafka_connected", "1 while the broker answers.", registry=registry
         )
-        self.kafka_lag = Gauge(
+        self.lag = Gauge(
             "alinfik_kafka_lag_records",
             "Records between the committed offset and the end of the partition.",
             ["topic", "partition"],
             registry=registry,
         )
-        self.kafka_transactions = Counter(
+        self.transactions = Counter(
             "alinfik_kafka_transactions",
             "Transactions by outcome (committed, aborted).",
             ["outcome"],
             registry=registry,
         )
-        self.kafka_commit_seconds = Histogram(
+        self.commit_seconds = Histogram(
             "alinfik_kafka_commit_seconds",
             "Time to commit one batch.",
             buckets=_SECONDS,
             registry=registry,
         )
-        self.kafka_delay_seconds = Histogram(
+        self.delay_seconds = Histogram(
             "alinfik_kafka_delay_seconds",
             "Time from a record's timestamp to the commit of its valuation.",
             buckets=(*_SECONDS, 60.0, 300.0, 900.0, 3600.0),
