@@ -7,10 +7,11 @@ import subprocess
 import pytest
 
 from alinfik.client.kafka import ingest, watch
+from alinfik.client.samples import read_samples
 from alinfik.command import CommandError, FailedError
 from alinfik.v1 import Sample
 from demo.broker import Tansu, free_port
-from tests.kafka.streams import Deadline, Sent, Stream, running, send
+from tests.kafka.streams import Deadline, Sent, Stream, read, running, send
 from tests.kafka.test_exactly_once import samples
 from tests.support import skip_or_fail
 
@@ -98,6 +99,14 @@ def test_samples_sent_are_watched_as_valuations(stream, tiny_bundle):
             )
         )
     assert {v.sample_id for v in watched} == {sample.id for sample in sent}
+
+
+def test_a_broken_line_says_how_many_samples_before_it_were_sent(stream, tmp_path):
+    file = tmp_path / "pool.jsonl"
+    file.write_text(f"{json.dumps(SAMPLE)}\n" * 41 + "broken\n" + f"{json.dumps(SAMPLE)}\n")
+    with pytest.raises(CommandError, match=r"line 42: not JSON.*; 41 samples before it were sent$"):
+        ingest(read_samples(str(file)), bootstrap=stream.broker.bootstrap, topic=stream.samples)
+    assert len(read(stream.broker, stream.samples)) == 41
 
 
 def test_a_missing_topic_or_broker_or_valuation_is_said_in_one_line(stream):

@@ -55,7 +55,8 @@ def ingest(
         How many were sent.
 
     Raises:
-        CommandError: the topic is missing, or kafka-python is.
+        CommandError: the topic is missing, or kafka-python is; or ``samples`` raised it, and then
+            it ends with how many came before and were sent.
         FailedError: no broker answers, or it did not take a sample.
     """
     _check_topic(bootstrap, topic)
@@ -80,6 +81,14 @@ def ingest(
             if on_sent is not None:
                 on_sent(1)
 
+    def until_broken() -> Iterator[Sample]:
+        try:
+            yield from samples
+        except CommandError as error:
+            # Those before it are not taken back: they must not be sent again.
+            settle(0)
+            raise CommandError(f"{error}; {sent} samples before it were sent") from error
+
     # Idempotence, which is the default, makes a repeated send harmless.
     producer = KafkaProducer(
         bootstrap_servers=bootstrap.split(","),
@@ -91,7 +100,7 @@ def ingest(
         max_request_size=64 * 1024 * 1024,
     )
     try:
-        for sample in samples:
+        for sample in until_broken():
             value = json_format.MessageToJson(sample, indent=None, ensure_ascii=False).encode()
             key = sample.id.encode() or None
             acknowledgement = producer.send(topic, value, key, list(_JSON_HEADERS))
