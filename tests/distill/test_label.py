@@ -18,6 +18,7 @@ def settings(tiny_llm: Path, pool: Path, target: Path, tmp_path: Path) -> Label:
         target={"gsm8k": str(target), "again": str(target)},
         pool=[str(pool)],
         out=tmp_path / "labels",
+        cache=tmp_path / "cache",
         dtype="float32",
         shard_samples=6,
     )

@@ -45,6 +45,7 @@ def labels_directory(tiny_llm: Path, tmp_path_factory: pytest.TempPathFactory) -
             },
             pool=[str(write_rows(directory / "pool.jsonl", 120))],
             out=directory / "labels",
+            cache=directory / "cache",
             dtype="float32",
         )
     )

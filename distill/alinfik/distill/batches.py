@@ -37,6 +37,20 @@ class Batch:
             self.completion_mask.to(device),
         )
 
+    def halves(self) -> tuple["Batch", "Batch"]:
+        """Return the batch as two of half its rows each."""
+        middle = len(self.indices) // 2
+        first, second = slice(None, middle), slice(middle, None)
+        return self._rows(first), self._rows(second)
+
+    def _rows(self, rows: slice) -> "Batch":
+        return Batch(
+            self.indices[rows],
+            self.input_ids[rows],
+            self.attention_mask[rows],
+            self.completion_mask[rows],
+        )
+
 
 def pad(samples: Sequence[Encoded], indices: list[int], pad_id: int) -> Batch:
     """Pad the samples at ``indices`` to the longest of them."""

@@ -8,7 +8,6 @@ import math
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from sklearn.covariance import LedoitWolf
 from torch import Tensor, nn
 
 from alinfik.distill.proxy import Proxy
@@ -82,6 +81,9 @@ class ServedModel(nn.Module):
         self.proxy = proxy
         self.scale = scale
         self.half_width = nn.Buffer(torch.tensor(half_width, dtype=torch.float32))
+        # Here, since it takes a second to load and labelling does not need it.
+        from sklearn.covariance import LedoitWolf
+
         # Shrunk, since there can be fewer training samples than features.
         cloud = LedoitWolf().fit(features)
         self.feature_mean = nn.Buffer(torch.tensor(cloud.location_, dtype=torch.float32))

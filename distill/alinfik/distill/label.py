@@ -14,9 +14,10 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 
 from alinfik.command import progress
 from alinfik.distill.forward_mode import ForwardMode
+from alinfik.distill.gradient_cache import GradientCache
 from alinfik.distill.labeller import Labeller
 from alinfik.distill.labels import LabelsWriter
-from alinfik.distill.llm import LLM, load_llm
+from alinfik.distill.llm import LLM, cache_directory, load_llm
 from alinfik.distill.losses import Parameters, Reduction
 from alinfik.distill.reverse_mode import ReverseMode
 from alinfik.distill.samples import (
@@ -134,6 +135,10 @@ class Label(BaseModel):
         default="auto",
         description="of weights and gradients; `auto` is what the device is quick in",
     )
+    cache: Path = Field(
+        default_factory=lambda: cache_directory() / "gradients",
+        description="directory for targets' gradients, as large as the LLM each; may be deleted",
+    )
     batch_tokens: int = Field(
         default=1024,
         ge=1,
@@ -211,6 +216,7 @@ def label(settings: Label) -> None:
             llm,
             targets,
             lambda gradients: _engine(settings, llm, gradients),
+            cache=GradientCache(settings.cache),
             selected=selected,
             reduction=settings.loss_reduction,
             batch_tokens=settings.batch_tokens,

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import pearsonr, spearmanr
 
 from alinfik.command import CommandError, progress
 from alinfik.distill.batches import batched_by_length
@@ -68,6 +67,9 @@ def measure(predictions: Predictions, labels: Labels) -> Metrics:
     Raises:
         EvaluationError: there are too few samples.
     """
+    # Here, since it takes seconds to load and labelling does not need it.
+    from scipy.stats import pearsonr, spearmanr
+
     if len(labels) < _FEWEST:
         raise EvaluationError(
             f"only {len(labels)} labels are held out, too few to measure with; label more samples"

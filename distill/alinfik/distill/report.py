@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 from jinja2 import Environment, PackageLoader, select_autoescape
-from matplotlib.figure import Figure
 
 from alinfik.distill.labels import Labels
 from alinfik.distill.measure import Predictions
@@ -94,6 +93,9 @@ def _excerpt(text: str) -> str:
 
 def _scatter(label: np.ndarray, value: np.ndarray, labels: Labels) -> str:
     """Plot value against label, a colour each provider; return a data URI."""
+    # Here, since it takes seconds to load and most commands draw nothing.
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(6, 4.5), layout="constrained")
     axes = figure.add_subplot()
     providers = np.array([row.provider or "(none)" for row in labels.rows])

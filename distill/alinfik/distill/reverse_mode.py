@@ -54,7 +54,7 @@ class ReverseMode:
         self._normalisation: Normalisation = normalisation
         self._reduction: Reduction = reduction
         self._token_values = token_values
-        self._directions = _directions(gradients, normalisation, model.dtype)
+        self._directions = _directions(model, gradients, normalisation)
         self._names = _parameter_names(model, set(self._directions))
 
     def value(self, batch: Batch) -> Values:
@@ -145,7 +145,7 @@ class _Sums:
 
 
 def _directions(
-    gradients: list[Parameters], normalisation: Normalisation, dtype: torch.dtype
+    model: PreTrainedModel, gradients: list[Parameters], normalisation: Normalisation
 ) -> Parameters:
     """Stack the targets' gradients [K, *shape], each divided by its norm or its tensors' norms."""
     directions: Parameters = {}
@@ -160,7 +160,7 @@ def _directions(
         scale = _reciprocal_roots(torch.stack(squares).sum(dim=0))
         for name, value in directions.items():
             directions[name] = value * scale.reshape(-1, *[1] * (value.dim() - 1))
-    return {name: value.to(dtype) for name, value in directions.items()}
+    return {name: value.to(model.device, model.dtype) for name, value in directions.items()}
 
 
 def _reciprocal_roots(squares: Tensor) -> Tensor:

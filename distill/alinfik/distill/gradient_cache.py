@@ -1,0 +1,46 @@
+"""Keeps targets' gradients on disk: a target is the same for every pool that it values.
+
+Knows nothing of how a gradient is computed.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from alinfik.distill.losses import Parameters
+
+
+class GradientCache:
+    """A directory of gradients, each under the hash of everything that decides it.
+
+    Args:
+        directory: where they are kept; made if absent. It may be deleted at any time.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+
+    def get(self, key: Mapping[str, object], compute: Callable[[], Parameters]) -> Parameters:
+        """Return the gradient for ``key``, computing and keeping it where it is not there.
+
+        A file that does not read, as after a crash of the machine, is computed again.
+        """
+        name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
+        path = self._directory / f"{name}.safetensors"
+        try:
+            return load_file(path)
+        except (FileNotFoundError, SafetensorError):
+            gradient = compute()
+        self._directory.mkdir(parents=True, exist_ok=True)
+        scratch = path.with_name(f".{path.name}.{os.getpid()}")
+        try:
+            save_file(gradient, scratch)
+            scratch.rename(path)
+        finally:
+            scratch.unlink(missing_ok=True)
+        return gradient

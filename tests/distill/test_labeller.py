@@ -1,0 +1,90 @@
+"""What the labeller does when a GPU's memory is too small for a batch."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from alinfik.distill.batches import Batch
+from alinfik.distill.forward_mode import ForwardMode
+from alinfik.distill.gradient_cache import GradientCache
+from alinfik.distill.labeller import Labeller
+from alinfik.distill.llm import LLM, load_llm
+from alinfik.distill.losses import Parameters
+from alinfik.distill.samples import Row, read_rows
+from alinfik.distill.selection import select_parameters
+from alinfik.distill.values import Values
+from tests.distill.conftest import write_rows
+
+
+class SmallMemory(ForwardMode):
+    """An engine whose device holds so many samples and no more."""
+
+    def __init__(self, llm: LLM, gradients: list[Parameters], most: int) -> None:
+        super().__init__(llm.model, gradients, "mean")
+        self._most = most
+        self.sizes: list[int] = []
+
+    def value(self, batch: Batch) -> Values:
+        self.sizes.append(len(batch.indices))
+        if len(batch.indices) > self._most:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return super().value(batch)
+
+
+@pytest.fixture(scope="module")
+def llm(tiny_llm: Path) -> LLM:
+    return load_llm(str(tiny_llm), dtype="float32", attention="eager")
+
+
+def labeller_of(llm: LLM, directory: Path, most: int) -> tuple[Labeller, list[SmallMemory]]:
+    made: list[SmallMemory] = []
+
+    def make(gradients: list[Parameters]) -> SmallMemory:
+        made.append(SmallMemory(llm, gradients, most))
+        return made[0]
+
+    targets = {"t": list(read_rows(write_rows(directory / "target.jsonl", 3, seed=1)))}
+    labeller = Labeller(
+        llm,
+        targets,
+        make,
+        cache=GradientCache(directory / "cache"),
+        selected=select_parameters(llm.model, "all"),
+        reduction="mean",
+        batch_tokens=10_000,
+    )
+    return labeller, made
+
+
+def ignore(units: int = 1, note: str = "") -> None:
+    """Progress that nobody looks at."""
+
+
+def rows_of(directory: Path) -> list[Row]:
+    return list(read_rows(write_rows(directory / "pool.jsonl", 11)))
+
+
+def test_a_batch_that_does_not_fit_is_halved_and_nothing_is_lost(llm: LLM, tmp_path: Path) -> None:
+    rows = rows_of(tmp_path)
+    advanced: list[int] = []
+
+    def count(units: int = 1, note: str = "") -> None:  # noqa: ARG001  as progress calls it
+        advanced.append(units)
+
+    roomy, _ = labeller_of(llm, tmp_path, most=100)
+    tight, engines = labeller_of(llm, tmp_path, most=3)
+    expected = roomy.label(rows, ignore)
+    found = tight.label(rows, count)
+    assert found["id"].to_pylist() == [row.id for row in rows]
+    assert found["label_t"].to_pylist() == pytest.approx(expected["label_t"].to_pylist(), rel=1e-3)
+    assert sum(advanced) == len(rows)
+    engines[0].sizes.clear()
+    tight.label(rows, ignore)
+    assert max(engines[0].sizes) <= 6, "the next shard begins with what fitted"
+
+
+def test_a_sample_that_does_not_fit_alone_is_an_error(llm: LLM, tmp_path: Path) -> None:
+    labeller, _ = labeller_of(llm, tmp_path, most=0)
+    with pytest.raises(torch.OutOfMemoryError):
+        labeller.label(rows_of(tmp_path), ignore)
