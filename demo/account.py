@@ -63,11 +63,14 @@ def print_extremes(
     # Takes the width that the others leave.
     table.add_column("text", no_wrap=True, overflow="ellipsis", ratio=1)
     column = [value.target for value in valuations[0].values].index(target)
-    ordered = sorted(valuations, key=lambda valuation: -valuation.values[column].value)
-    for number, valuation in enumerate([*ordered[:count], *ordered[-count:]]):
-        value = valuation.values[column]
+    # Copies of a text are worth the same: one of them is enough to see.
+    texts: dict[str, Valuation] = {}
+    for valuation in valuations:
         sample = samples[valuation.sample_id]
-        text = " ".join(f"{sample.prompt} ▸ {sample.completion}".split())
+        texts.setdefault(" ".join(f"{sample.prompt} ▸ {sample.completion}".split()), valuation)
+    ordered = sorted(texts.items(), key=lambda item: -item[1].values[column].value)
+    for number, (text, valuation) in enumerate([*ordered[:count], *ordered[-count:]]):
+        value = valuation.values[column]
         table.add_row(
             f"{value.value:+.3g}",
             f"{value.lower:+.3g} … {value.upper:+.3g}",

@@ -74,17 +74,20 @@ def _examples(
     labels: Labels, predictions: Predictions, column: int, *, highest: bool
 ) -> list[_Example]:
     order = np.argsort(predictions.value[:, column])
-    chosen = order[::-1][:_EXAMPLES] if highest else order[:_EXAMPLES]
     rows = labels.rows
-    return [
-        _Example(
-            provider=rows[index].provider,
-            text=_excerpt(f"{rows[index].prompt}\n{rows[index].completion}".strip()),
-            value=float(predictions.value[index, column]),
-            label=float(labels.values[index, column]),
+    examples: dict[str, _Example] = {}
+    for index in order[::-1] if highest else order:
+        # Copies say nothing that the first does not.
+        examples.setdefault(
+            rows[index].group,
+            _Example(
+                provider=rows[index].provider,
+                text=_excerpt(f"{rows[index].prompt}\n{rows[index].completion}".strip()),
+                value=float(predictions.value[index, column]),
+                label=float(labels.values[index, column]),
+            ),
         )
-        for index in chosen
-    ]
+    return list(examples.values())[:_EXAMPLES]
 
 
 def _excerpt(text: str) -> str:
