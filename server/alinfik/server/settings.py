@@ -65,7 +65,7 @@ class ServerSettings(BaseSettings):
         "",
         description="Name of this server within its group; drawn at random when empty. Give it one "
         "that outlives restarts, such as the pod's, and a killed server's open transaction ends "
-        "when it is back, instead of holding up readers for 10 s. Two servers must not share one.",
+        "when it is back, instead of holding up readers for up to 20 s. Two must not share one.",
     )
 
     workers: PositiveInt = Field(
