@@ -147,7 +147,10 @@ class Watch(BaseSettings):
 
 
 class Alinfik(BaseSettings):
-    """Values training text for language models: sends samples, shows what they are worth."""
+    """Values training text for language models: sends samples, shows what they are worth.
+
+    --config FILE.toml and ALINFIK_… in the environment set any option too; flags win over both.
+    """
 
     model_config = _SETTINGS | SettingsConfigDict(cli_prog_name="alinfik")
 

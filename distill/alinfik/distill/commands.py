@@ -8,7 +8,10 @@ from alinfik.distill.train import Train
 
 
 class Distill(BaseSettings):
-    """Labels text with LinFiK, distils a proxy from the labels, and says how good the proxy is."""
+    """Labels text with LinFiK, distils a proxy from the labels, and says how good the proxy is.
+
+    --config FILE.toml and ALINFIK_… in the environment set any option too; flags win over both.
+    """
 
     model_config = SettingsConfigDict(
         env_prefix="ALINFIK_",

@@ -94,7 +94,7 @@ class Label(BaseModel):
         description="samples to value: .jsonl and .csv, also .gz, .parquet, or hf:DATASET[:SPLIT]",
     )
     fields: Annotated[dict[str, str], AfterValidator(check_fields)] = Field(
-        default_factory=dict,
+        default={},
         description="OURS=THEIRS: where columns have other names than id, provider, prompt, "
         "completion and group, as in id=uid,completion=answer",
     )
@@ -105,8 +105,9 @@ class Label(BaseModel):
     out: Path = Field(description="labels directory to write, or to go on with")
     normalisation: Normalisation = Field(
         default="tensor",
-        description="what the inner product is divided by: `tensor` ranks best; `global` is the "
-        "cosine of the two gradients; `none` is the plain kernel, in nats per unit learning rate",
+        description="what the inner product is divided by: `tensor`, each tensor's two norms; "
+        "`global`, the gradients' norms, which gives their cosine; `none`, nothing: the plain "
+        "kernel, in nats per unit learning rate",
     )
     loss_reduction: Reduction = Field(
         default="mean",
@@ -120,13 +121,13 @@ class Label(BaseModel):
     )
     engine: Literal["reverse", "forward"] = Field(
         default="reverse",
-        description="`reverse` serves many targets in one pass and every normalisation; `forward` "
-        "is quicker for one target without normalisation, and splits labels by loss token",
+        description="`reverse` serves many targets in one pass and every normalisation, and splits "
+        "labels by position; `forward` gives the plain kernel alone, and splits by loss token",
     )
     token_values: bool = Field(
         default=True,
         description="keep each token's share of the label, which distillation learns from; in "
-        "reverse they cost about a forward pass a target",
+        "reverse they cost up to a forward pass a target",
     )
     token_limit: int = Field(
         default=512, ge=8, description="tokens a sample, prompt included; longer samples are cut"
@@ -136,7 +137,7 @@ class Label(BaseModel):
         description="of weights and gradients; `auto` is what the device is quick in",
     )
     cache: Path = Field(
-        default_factory=lambda: cache_directory() / "gradients",
+        default=cache_directory() / "gradients",
         description="directory for targets' gradients, as large as the LLM each; may be deleted",
     )
     batch_tokens: int = Field(

@@ -32,7 +32,7 @@ class ReverseMode:
         gradients: the K targets' gradients; only the parameters that they name count.
         normalisation: what the inner products are divided by.
         reduction: how token losses make a sample's loss.
-        token_values: whether to give them; they cost a forward pass a target.
+        token_values: whether to give them; they cost up to a forward pass a target.
 
     Raises:
         ModelError: a selected parameter belongs to no layer that runs, or is shared by layers in a

@@ -23,7 +23,10 @@ Address = Annotated[str, AfterValidator(_address)]
 
 
 class ServerSettings(BaseSettings):
-    """Value training text over gRPC and, where a broker is named, over Kafka."""
+    """Value training text over gRPC and, where a broker is named, over Kafka.
+
+    --config FILE.toml and ALINFIK_… in the environment set any option too; flags win over both.
+    """
 
     model_config = SettingsConfigDict(
         env_prefix="ALINFIK_",
