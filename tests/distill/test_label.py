@@ -183,3 +183,21 @@ def test_bad_usage_is_one_line_and_exit_code_2(
     assert complaint in message
     assert message.count("\n") == 1
     assert message.startswith("alinfik-distill: ")
+
+
+def test_settings_come_from_file_and_environment_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "c.toml").write_text('[train]\nlabels = "from-file"\nout = "b"\n')
+    config = ["--config", str(tmp_path / "c.toml"), "train"]
+    for arguments, environment, complaint in (
+        (config, "", "from-file is no labels directory"),
+        (config, "from-env", "from-env is no labels directory"),
+        ([*config, "--labels=from-flag"], "from-env", "from-flag is no labels directory"),
+    ):
+        if environment:
+            monkeypatch.setenv("ALINFIK_LABELS", environment)
+        with pytest.raises(SystemExit) as ended:
+            run(Distill, arguments)
+        assert ended.value.code == 2
+        assert complaint in capsys.readouterr().err

@@ -1,9 +1,10 @@
 """The sub-commands of `alinfik-distill`."""
 
-from pydantic_settings import BaseSettings, CliApp, CliSubCommand, SettingsConfigDict
+from pydantic_settings import BaseSettings, CliApp, CliSubCommand
 
 from alinfik.distill.evaluate import Evaluate
 from alinfik.distill.label import Label
+from alinfik.distill.settings import SETTINGS
 from alinfik.distill.train import Train
 
 
@@ -13,14 +14,7 @@ class Distill(BaseSettings):
     --config FILE.toml and ALINFIK_… in the environment set any option too; flags win over both.
     """
 
-    model_config = SettingsConfigDict(
-        env_prefix="ALINFIK_",
-        env_nested_delimiter="__",
-        cli_prog_name="alinfik-distill",
-        cli_kebab_case=True,
-        cli_avoid_json=True,
-        cli_hide_none_type=True,
-    )
+    model_config = SETTINGS
 
     label: CliSubCommand[Label]
     train: CliSubCommand[Train]

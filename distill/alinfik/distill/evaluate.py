@@ -3,7 +3,8 @@
 from pathlib import Path
 
 from google.protobuf import json_format
-from pydantic import BaseModel, Field
+from pydantic import Field
+from pydantic_settings import BaseSettings
 from tokenizers import Tokenizer
 
 from alinfik.distill.bundle import MODEL, TOKENIZER, read_manifest
@@ -12,12 +13,15 @@ from alinfik.distill.export import OnnxModel
 from alinfik.distill.labels import read_labels
 from alinfik.distill.measure import EvaluationError, measure, predict
 from alinfik.distill.report import write_report
+from alinfik.distill.settings import SETTINGS
 from alinfik.distill.splits import indices_of
 from alinfik.v1 import Metrics
 
 
-class Evaluate(BaseModel):
+class Evaluate(BaseSettings):
     """Measure a bundle on labels that it was not distilled from; write a report to read."""
+
+    model_config = SETTINGS
 
     bundle: Path = Field(description="bundle directory")
     labels: Path = Field(description="labels directory; the samples held out from it are used")

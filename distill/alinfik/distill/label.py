@@ -10,7 +10,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
+from pydantic_settings import BaseSettings
 
 from alinfik.command import progress
 from alinfik.distill.forward_mode import ForwardMode
@@ -30,6 +31,7 @@ from alinfik.distill.samples import (
     rows_sha256,
 )
 from alinfik.distill.selection import select_parameters
+from alinfik.distill.settings import SETTINGS
 from alinfik.distill.survey import survey
 from alinfik.distill.values import Normalisation, TokenSplit, ValueEngine
 from alinfik.v1 import (
@@ -77,13 +79,13 @@ def _check_target_names(targets: dict[str, str]) -> dict[str, str]:
     return targets
 
 
-class Label(BaseModel):
+class Label(BaseSettings):
     """Value every sample of a pool against one or more targets, exactly, by the LLM's gradients.
 
     Interrupted, it goes on where it stopped when it is started again with the same settings.
     """
 
-    model_config = ConfigDict(protected_namespaces=())
+    model_config = SETTINGS
 
     model: str = Field(description="the LLM: a Hugging Face id, a directory, or a .gguf file")
     target: Annotated[dict[str, str], AfterValidator(_check_target_names)] = Field(

@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from google.protobuf import json_format
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import Field, StringConstraints
+from pydantic_settings import BaseSettings
 from tokenizers import Tokenizer
 
 from alinfik.command import CommandError
@@ -23,6 +24,7 @@ from alinfik.distill.llm import choose_device, load_tokenizer, model_source
 from alinfik.distill.measure import measure, predict
 from alinfik.distill.proxy import Proxy, build_proxy
 from alinfik.distill.report import write_report
+from alinfik.distill.settings import SETTINGS
 from alinfik.distill.splits import indices_of
 from alinfik.v1 import BundleManifest
 
@@ -38,10 +40,10 @@ class TrainError(CommandError):
     """Labels that no proxy can be distilled from."""
 
 
-class Train(BaseModel):
+class Train(BaseSettings):
     """Distil a proxy from labels, export it, and write the bundle that the server loads."""
 
-    model_config = ConfigDict(protected_namespaces=())
+    model_config = SETTINGS
 
     labels: Path = Field(description="labels directory")
     out: Path = Field(description="bundle directory to write; must not exist")
