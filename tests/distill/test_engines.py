@@ -274,7 +274,7 @@ def test_a_parameter_without_a_part_is_an_error(setting: Setting) -> None:
     [
         ("last:9", "a number of layers from 1 to 3"),
         ("last:x", "a number of layers from 1 to 3"),
-        ("nothing", "selects none of the model's"),
+        ("nothing", "selects none of the"),
         ("(", "no regular expression"),
     ],
 )

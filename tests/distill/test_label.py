@@ -1,6 +1,7 @@
 import json
+import subprocess
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import pytest
@@ -9,6 +10,8 @@ from alinfik.command import CommandError, run
 from alinfik.distill.commands import Distill
 from alinfik.distill.label import Label, label
 from alinfik.distill.labels import LabelsError, read_labels
+from alinfik.distill.recipe import Mode
+from tests.support import skip_or_fail
 
 
 @pytest.fixture
@@ -48,19 +51,16 @@ def test_labels_say_what_they_are(settings: Label) -> None:
     ]
 
 
-@pytest.mark.parametrize("engine", ["forward", "reverse"])
-def test_token_values_reduce_to_the_label(
-    settings: Label, engine: Literal["forward", "reverse"]
-) -> None:
-    plain = settings.model_copy(update={"engine": engine, "normalisation": "none"})
+@pytest.mark.parametrize("mode", ["forward", "reverse"])
+def test_token_values_reduce_to_the_label(settings: Label, mode: Mode) -> None:
+    plain = settings.model_copy(update={"mode": mode, "normalisation": "none"})
     label(plain)
     labels = read_labels(settings.out)
     assert labels.manifest.labels.unit == "nats per unit learning rate"
     means = np.stack([values.mean(axis=0) for values in labels.token_values])
     np.testing.assert_allclose(means, labels.values, rtol=1e-4, atol=1e-6)
     lengths = [
-        sample.completion_length if engine == "forward" else len(sample)
-        for sample in labels.samples
+        sample.completion_length if mode == "forward" else len(sample) for sample in labels.samples
     ]
     assert [len(values) for values in labels.token_values] == lengths
 
@@ -161,7 +161,7 @@ def test_an_unknown_model_is_named(settings: Label, tmp_path: Path) -> None:
         (["label"], "--model is required"),
         (["label", "--model=m", "--target", "Big=t", "--pool=p", "--out=o"], "'Big' should be"),
         (
-            ["label", "--engine=forward", "--model=m", "--target=t=t", "--pool=p", "--out=o"],
+            ["label", "--mode=forward", "--model=m", "--target=t=t", "--pool=p", "--out=o"],
             "gives no gradient norms",
         ),
         (["train", "--labels=nowhere", "--out=b"], "nowhere is no labels directory"),
@@ -201,3 +201,48 @@ def test_settings_come_from_file_and_environment_too(
             run(Distill, arguments)
         assert ended.value.code == 2
         assert complaint in capsys.readouterr().err
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of one MiB."""
+    where = tmp_path / "disk"
+    where.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(where)],
+        capture_output=True,
+        check=False,
+    )
+    if mounted.returncode != 0:
+        skip_or_fail("a file system can be mounted by root alone; run the tests as root")
+    yield where
+    # Parquet files that were read stay mapped for a while.
+    subprocess.run(["umount", "--lazy", str(where)], check=True)
+
+
+def test_a_full_disk_is_told_and_costs_nothing(settings: Label, small_disk: Path) -> None:
+    ballast = small_disk / "ballast"
+    kept = settings.model_copy(update={"out": small_disk / "labels", "shard_samples": 5})
+    kept.out.mkdir()
+    ballast.write_bytes(bytes(2**20 - 12 * 1024))
+    complaint = refusal(kept)
+    assert "no room on the disk for" in complaint
+    assert "run the same command again" in complaint
+    assert not list(kept.out.glob(".*"))
+    ballast.unlink()
+    label(kept)
+    assert len(read_labels(kept.out)) == 20
+
+
+def test_a_full_cache_does_not_stop_the_run(
+    settings: Label, small_disk: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (small_disk / "ballast").write_bytes(bytes(2**20 - 8 * 1024))
+    label(settings.model_copy(update={"cache": small_disk / "cache"}))
+    assert len(read_labels(settings.out)) == 20
+    assert "to keep a target's gradient" in capsys.readouterr().err
+
+
+def test_more_tokens_than_the_model_has_positions_are_refused(settings: Label) -> None:
+    complaint = refusal(settings.model_copy(update={"token_limit": 129}))
+    assert complaint.startswith("--token-limit 129 is more than the 128 positions")

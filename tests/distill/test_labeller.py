@@ -5,14 +5,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from alinfik.distill.batches import Batch
+from alinfik.distill.batches import Batch, batched_by_length
+from alinfik.distill.encoding import Encoder
 from alinfik.distill.forward_mode import ForwardMode
-from alinfik.distill.gradient_cache import GradientCache
 from alinfik.distill.labeller import Labeller
 from alinfik.distill.llm import LLM, load_llm
 from alinfik.distill.losses import Parameters
 from alinfik.distill.samples import Row, read_rows
 from alinfik.distill.selection import select_parameters
+from alinfik.distill.target import target_gradient
 from alinfik.distill.values import Values
 from tests.distill.conftest import write_rows
 
@@ -37,24 +38,13 @@ def llm(tiny_llm: Path) -> LLM:
     return load_llm(str(tiny_llm), dtype="float32", attention="eager")
 
 
-def labeller_of(llm: LLM, directory: Path, most: int) -> tuple[Labeller, list[SmallMemory]]:
-    made: list[SmallMemory] = []
-
-    def make(gradients: list[Parameters]) -> SmallMemory:
-        made.append(SmallMemory(llm, gradients, most))
-        return made[0]
-
-    targets = {"t": list(read_rows(write_rows(directory / "target.jsonl", 3, seed=1)))}
-    labeller = Labeller(
-        llm,
-        targets,
-        make,
-        cache=GradientCache(directory / "cache"),
-        selected=select_parameters(llm.model, "all"),
-        reduction="mean",
-        batch_tokens=10_000,
-    )
-    return labeller, made
+def labeller_of(llm: LLM, directory: Path, most: int) -> tuple[Labeller, SmallMemory]:
+    rows = list(read_rows(write_rows(directory / "target.jsonl", 3, seed=1)))
+    encoded = Encoder(llm.tokenizer, llm.encoding).encode(rows)
+    batches = batched_by_length(encoded, 64, llm.encoding.pad_id)
+    selected = select_parameters(llm.model, "all")
+    engine = SmallMemory(llm, [target_gradient(llm.model, batches, "mean", selected)], most)
+    return Labeller(llm, engine, ["t"], batch_tokens=10_000), engine
 
 
 def ignore(units: int = 1, note: str = "") -> None:
@@ -73,15 +63,15 @@ def test_a_batch_that_does_not_fit_is_halved_and_nothing_is_lost(llm: LLM, tmp_p
         advanced.append(units)
 
     roomy, _ = labeller_of(llm, tmp_path, most=100)
-    tight, engines = labeller_of(llm, tmp_path, most=3)
+    tight, engine = labeller_of(llm, tmp_path, most=3)
     expected = roomy.label(rows, ignore)
     found = tight.label(rows, count)
     assert found["id"].to_pylist() == [row.id for row in rows]
     assert found["label_t"].to_pylist() == pytest.approx(expected["label_t"].to_pylist(), rel=1e-3)
     assert sum(advanced) == len(rows)
-    engines[0].sizes.clear()
+    engine.sizes.clear()
     tight.label(rows, ignore)
-    assert max(engines[0].sizes) <= 6, "the next shard begins with what fitted"
+    assert max(engine.sizes) <= 6, "the next shard begins with what fitted"
 
 
 def test_a_sample_that_does_not_fit_alone_is_an_error(llm: LLM, tmp_path: Path) -> None:

@@ -1,7 +1,8 @@
 """Labels text with LinFiK and distils a proxy from the labels.
 
-Modules, in the order of the data: `readers`, `samples`, `survey` → `encoding` → `batches` → `llm`,
-`losses`, `selection`, `target`, `forward_mode`, `reverse_mode` → `labeller`, `labels` → `splits` →
-`proxy`, `fit` → `calibrate` → `export` → `measure` → `report`, `bundle`. The commands are `label`,
-`train` and `evaluate`.
+Modules, in the order of the data: `readers`, `samples`, `survey` → `text_template`, `encoding` →
+`batches` → `llm`, `adapter`, `losses`, `selection`, `recipe` → `target`, `forward_mode`,
+`reverse_mode` → `labeller`, `shards`, `ray_shards` → `provenance`, `labels` → `splits` → `proxy`,
+`fit` → `calibrate` → `export` → `measure` → `report`, `bundle`. The commands are `label`, `train` and
+`evaluate`, whose settings are read as `settings` says; `disk` writes files whole.
 """

@@ -3,13 +3,16 @@
 In: `Encoded` samples. Out: `Batch`es of tensors, nearest lengths together. Knows nothing of models.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from alinfik.distill.encoding import Encoded
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,3 +87,24 @@ def batched_by_length(
         indices.append(index)
     if indices:
         yield pad(samples, indices, pad_id)
+
+
+def halve_to_fit(
+    batch: Batch, compute: Callable[[Batch], Result]
+) -> Iterator[tuple[Batch, Result]]:
+    """Yield what ``compute`` makes of the batch, or of its parts where it does not fit into memory.
+
+    Raises:
+        torch.OutOfMemoryError: a single sample does not fit into the GPU's memory.
+    """
+    try:
+        result = compute(batch)
+    except torch.OutOfMemoryError:
+        if len(batch.indices) == 1:
+            raise
+    else:
+        yield batch, result
+        return
+    # Past the except clause, whose traceback would hold the failed batch's memory.
+    for half in batch.halves():
+        yield from halve_to_fit(half, compute)

@@ -12,9 +12,6 @@ from tokenizers import Tokenizer
 from alinfik.distill.samples import Row
 from alinfik.v1 import Encoding
 
-DEFAULT_PROMPT_TEMPLATE = "{prompt}\n"
-DEFAULT_COMPLETION_TEMPLATE = "{completion}"
-
 
 @dataclass(frozen=True, slots=True)
 class Encoded:

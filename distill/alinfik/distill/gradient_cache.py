@@ -5,13 +5,14 @@ Knows nothing of how a gradient is computed.
 
 import hashlib
 import json
-import os
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from alinfik.distill.disk import DiskFullError, new_file
 from alinfik.distill.losses import Parameters
 
 
@@ -28,7 +29,8 @@ class GradientCache:
     def get(self, key: Mapping[str, object], compute: Callable[[], Parameters]) -> Parameters:
         """Return the gradient for ``key``, computing and keeping it where it is not there.
 
-        A file that does not read, as after a crash of the machine, is computed again.
+        A file that does not read, as after a crash of the machine, is computed again; one that
+        there is no room for is not kept.
         """
         name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
         path = self._directory / f"{name}.safetensors"
@@ -36,11 +38,10 @@ class GradientCache:
             return load_file(path)
         except (FileNotFoundError, SafetensorError):
             gradient = compute()
-        self._directory.mkdir(parents=True, exist_ok=True)
-        scratch = path.with_name(f".{path.name}.{os.getpid()}")
         try:
-            save_file(gradient, scratch)
-            scratch.rename(path)
-        finally:
-            scratch.unlink(missing_ok=True)
+            self._directory.mkdir(parents=True, exist_ok=True)
+            with new_file(path) as scratch:
+                save_file(gradient, scratch)
+        except DiskFullError:
+            print(f"no room in {self._directory} to keep a target's gradient", file=sys.stderr)
         return gradient

@@ -5,65 +5,34 @@ import math
 import platform
 import re
 import sys
+from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
+import pyarrow as pa
 from pydantic import AfterValidator, Field, model_validator
 from pydantic_settings import BaseSettings
 
 from alinfik.command import progress
-from alinfik.distill.forward_mode import ForwardMode
+from alinfik.command.progress import Advance
 from alinfik.distill.gradient_cache import GradientCache
-from alinfik.distill.labeller import Labeller
+from alinfik.distill.labeller import Job
 from alinfik.distill.labels import LabelsWriter
-from alinfik.distill.llm import LLM, cache_directory, load_llm
-from alinfik.distill.losses import Parameters, Reduction
-from alinfik.distill.reverse_mode import ReverseMode
-from alinfik.distill.samples import (
-    BadRows,
-    DataError,
-    Row,
-    check_fields,
-    read_pool,
-    read_rows,
-    rows_sha256,
-)
-from alinfik.distill.selection import select_parameters
+from alinfik.distill.llm import LLM, cache_directory
+from alinfik.distill.losses import Reduction
+from alinfik.distill.provenance import fingerprint_of, manifest_of
+from alinfik.distill.ray_shards import label_on_ray
+from alinfik.distill.recipe import Mode, Recipe
+from alinfik.distill.samples import BadRows, DataError, Row, check_fields, read_pool, read_rows
 from alinfik.distill.settings import SETTINGS
-from alinfik.distill.survey import survey
-from alinfik.distill.values import Normalisation, TokenSplit, ValueEngine
-from alinfik.v1 import (
-    LOSS_REDUCTION_MEAN,
-    LOSS_REDUCTION_SUM,
-    NORMALISATION_GLOBAL,
-    NORMALISATION_NONE,
-    NORMALISATION_TENSOR,
-    TOKEN_SPLIT_LOSS,
-    TOKEN_SPLIT_POSITION,
-    TOKEN_SPLIT_UNSPECIFIED,
-    BundleManifest,
-    LabelSettings,
-    Target,
-)
+from alinfik.distill.shards import Shard, label_here, label_in_processes, local_devices
+from alinfik.distill.survey import Survey, survey
+from alinfik.distill.target import target_gradients
+from alinfik.distill.values import Normalisation
 
-# Of the plain kernel: a loss in nats falls by this much per unit of learning rate. Divided by
-# norms, the kernel has no unit.
-_PLAIN_UNIT = "nats per unit learning rate"
-_NO_UNIT = "1"
-
-_REDUCTIONS = {"mean": LOSS_REDUCTION_MEAN, "sum": LOSS_REDUCTION_SUM}
-_NORMALISATIONS = {
-    "none": NORMALISATION_NONE,
-    "global": NORMALISATION_GLOBAL,
-    "tensor": NORMALISATION_TENSOR,
-}
-_TOKEN_SPLITS = {
-    None: TOKEN_SPLIT_UNSPECIFIED,
-    "loss": TOKEN_SPLIT_LOSS,
-    "position": TOKEN_SPLIT_POSITION,
-}
 _RECORDED_PACKAGES = ("alinfik", "torch", "transformers", "tokenizers", "pyarrow")
 
 
@@ -88,6 +57,16 @@ class Label(BaseSettings):
     model_config = SETTINGS
 
     model: str = Field(description="the LLM: a Hugging Face id, a directory, or a .gguf file")
+    adapter: str | None = Field(
+        default=None,
+        description="PEFT adapter on top of the LLM, such as LoRA: a Hugging Face id or a "
+        "directory; its parameters alone count then, as in training it",
+    )
+    template: str = Field(
+        default="plain",
+        description="how prompt and completion are laid out: `plain`, a line each; `chat`, the "
+        "LLM's own chat template; or a text such as 'Q: {prompt} A: {completion}'",
+    )
     target: Annotated[dict[str, str], AfterValidator(_check_target_names)] = Field(
         description="NAME=FILE, once a target: samples of what the LLM should get better at"
     )
@@ -121,7 +100,7 @@ class Label(BaseSettings):
         description="whose gradients count: `all`, `last:N` for the last N layers, or a regular "
         "expression over parameter names; fewer are quicker and rank less well",
     )
-    engine: Literal["reverse", "forward"] = Field(
+    mode: Mode = Field(
         default="reverse",
         description="`reverse` serves many targets in one pass and every normalisation, and splits "
         "labels by position; `forward` gives the plain kernel alone, and splits by loss token",
@@ -131,8 +110,11 @@ class Label(BaseSettings):
         description="keep each token's share of the label, which distillation learns from; in "
         "reverse they cost up to a forward pass a target",
     )
-    token_limit: int = Field(
-        default=512, ge=8, description="tokens a sample, prompt included; longer samples are cut"
+    token_limit: int | None = Field(
+        default=None,
+        ge=8,
+        description="tokens a sample, prompt included; longer samples are cut. By default 512, or "
+        "as many as the LLM has positions",
     )
     dtype: Literal["auto", "float32", "bfloat16", "float64"] = Field(
         default="auto",
@@ -151,21 +133,42 @@ class Label(BaseSettings):
         default=256, ge=1, description="samples a Parquet shard: what an interruption can cost"
     )
 
+    engine: Literal["local", "ray"] = Field(
+        default="local",
+        description="`ray` labels on every machine of the cluster that RAY_ADDRESS names",
+    )
+    workers: int | None = Field(
+        default=None,
+        ge=1,
+        description="copies of the LLM that label side by side; by default one a GPU, else one a "
+        "machine",
+    )
+
     @model_validator(mode="after")
     def _forward_mode_gives_no_norms(self) -> Self:
-        if self.engine == "forward" and self.normalisation != "none":
+        if self.mode == "forward" and self.normalisation != "none":
             raise ValueError(
-                f"--engine forward gives no gradient norms, which --normalisation "
-                f"{self.normalisation} divides by; use --engine reverse or --normalisation none"
+                f"--mode forward gives no gradient norms, which --normalisation "
+                f"{self.normalisation} divides by; use --mode reverse or --normalisation none"
             )
         return self
 
     @property
-    def token_split(self) -> TokenSplit | None:
-        """How labels are split over tokens, if they are."""
-        if not self.token_values:
-            return None
-        return "loss" if self.engine == "forward" else "position"
+    def recipe(self) -> Recipe:
+        """How the labels are made."""
+        return Recipe(
+            model=self.model,
+            adapter=self.adapter,
+            template=self.template,
+            token_limit=self.token_limit,
+            dtype=self.dtype,
+            mode=self.mode,
+            normalisation=self.normalisation,
+            reduction=self.loss_reduction,
+            parameters=self.parameters,
+            token_values=self.token_values,
+            batch_tokens=self.batch_tokens,
+        )
 
     def cli_cmd(self) -> None:
         """Run the command."""
@@ -179,7 +182,38 @@ def label(settings: Label) -> None:
         CommandError: bad data, a bad model, or an output directory of another run.
     """
     targets = {name: _read_target(source, settings) for name, source in settings.target.items()}
-    # A bad row should show before an hour of gradients, not after.
+    pool = _survey(settings, targets)
+    recipe = settings.recipe
+    llm = recipe.load_llm()
+    # What `auto` means here it must mean on every worker.
+    recipe = replace(recipe, dtype=str(llm.model.dtype).removeprefix("torch."))
+    manifest = manifest_of(recipe, llm, targets)
+    manifest.labels.sample_count = pool.size
+    writer = LabelsWriter(
+        settings.out,
+        fingerprint=fingerprint_of(recipe, manifest, pool.sha256, settings.shard_samples),
+        record={
+            "settings": settings.model_dump(mode="json"),
+            "versions": {name: version(name) for name in _RECORDED_PACKAGES}
+            | {"python": platform.python_version()},
+            "device": str(llm.device),
+            "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        },
+    )
+    shard_count = math.ceil(pool.size / settings.shard_samples)
+    missing = {number for number in range(shard_count) if not writer.has_shard(number)}
+    if missing:
+        gradients = target_gradients(llm, recipe, targets, GradientCache(settings.cache))
+        job = Job.of(recipe, llm, gradients)
+        with progress("label pool", pool.size) as advance:
+            shards = _missing_shards(settings, missing, advance)
+            for number, table in _labelled(settings, job, llm, shards, advance):
+                writer.write_shard(number, table)
+    writer.finish(manifest)
+
+
+def _survey(settings: Label, targets: dict[str, list[Row]]) -> Survey:
+    """Read the whole pool: a bad row should show before an hour of gradients, not after."""
     bad_rows = _bad_rows(settings)
     pool = survey(read_pool(settings.pool, settings.fields, bad_rows), targets)
     for line in bad_rows.report() if bad_rows else ():
@@ -193,47 +227,29 @@ def label(settings: Label) -> None:
                 "labels say how well the target predicts itself",
                 file=sys.stderr,
             )
-    llm = load_llm(
-        settings.model,
-        dtype=settings.dtype,
-        attention="eager" if settings.engine == "forward" else "sdpa",
-    )
-    selected = select_parameters(llm.model, settings.parameters)
-    llm.encoding.token_limit = min(settings.token_limit, llm.encoding.token_limit)
-    manifest = _manifest(settings, llm, targets)
-    writer = LabelsWriter(
-        settings.out,
-        fingerprint=_fingerprint(settings, manifest, pool.sha256),
-        record={
-            "settings": settings.model_dump(mode="json"),
-            "versions": {name: version(name) for name in _RECORDED_PACKAGES}
-            | {"python": platform.python_version()},
-            "device": str(llm.device),
-            "started": datetime.now(UTC).isoformat(timespec="seconds"),
-        },
-    )
-    shard_count = math.ceil(pool.size / settings.shard_samples)
-    missing = {number for number in range(shard_count) if not writer.has_shard(number)}
-    if missing:
-        labeller = Labeller(
-            llm,
-            targets,
-            lambda gradients: _engine(settings, llm, gradients),
-            cache=GradientCache(settings.cache),
-            selected=selected,
-            reduction=settings.loss_reduction,
-            batch_tokens=settings.batch_tokens,
-        )
-        rows = read_pool(settings.pool, settings.fields, _bad_rows(settings))
-        with progress("label pool", pool.size) as advance:
-            for number in range(shard_count):
-                shard = list(itertools.islice(rows, settings.shard_samples))
-                if number in missing:
-                    writer.write_shard(number, labeller.label(shard, advance))
-                else:
-                    advance(len(shard))
-    manifest.labels.sample_count = pool.size
-    writer.finish(manifest)
+    return pool
+
+
+def _missing_shards(settings: Label, missing: set[int], advance: Advance) -> Iterator[Shard]:
+    """Read the pool again, and count what an earlier run has done as done."""
+    rows = read_pool(settings.pool, settings.fields, _bad_rows(settings))
+    for number in range(max(missing) + 1):
+        shard = Shard(number, list(itertools.islice(rows, settings.shard_samples)))
+        if number in missing:
+            yield shard
+        else:
+            advance(len(shard.rows))
+
+
+def _labelled(
+    settings: Label, job: Job, llm: LLM, shards: Iterator[Shard], advance: Advance
+) -> Iterator[tuple[int, pa.Table]]:
+    if settings.engine == "ray":
+        return label_on_ray(job, shards, settings.workers, advance)
+    devices = local_devices(settings.workers)
+    if len(devices) == 1:
+        return label_here(job.labeller_of(llm), shards, advance)
+    return label_in_processes(job, shards, devices, advance)
 
 
 def _bad_rows(settings: Label) -> BadRows | None:
@@ -245,50 +261,3 @@ def _read_target(source: str, settings: Label) -> list[Row]:
     if not rows:
         raise DataError(f"the target {source} is empty")
     return rows
-
-
-def _engine(settings: Label, llm: LLM, gradients: list[Parameters]) -> ValueEngine:
-    if settings.engine == "forward":
-        return ForwardMode(llm.model, gradients, settings.loss_reduction)
-    return ReverseMode(
-        llm.model,
-        gradients,
-        normalisation=settings.normalisation,
-        reduction=settings.loss_reduction,
-        token_values=settings.token_values,
-    )
-
-
-def _manifest(settings: Label, llm: LLM, targets: dict[str, list[Row]]) -> BundleManifest:
-    return BundleManifest(
-        encoding=llm.encoding,
-        language_model=llm.identity,
-        labels=LabelSettings(
-            loss_reduction=_REDUCTIONS[settings.loss_reduction],
-            normalisation=_NORMALISATIONS[settings.normalisation],
-            dtype=str(llm.model.dtype).removeprefix("torch."),
-            unit=_PLAIN_UNIT if settings.normalisation == "none" else _NO_UNIT,
-            parameters=settings.parameters,
-            token_split=_TOKEN_SPLITS[settings.token_split],
-        ),
-        targets=[
-            Target(name=name, sha256=rows_sha256(rows), sample_count=len(rows))
-            for name, rows in targets.items()
-        ],
-    )
-
-
-def _fingerprint(settings: Label, manifest: BundleManifest, pool_sha256: str) -> dict[str, object]:
-    """Everything that decides the labels, by the name that a user knows it by."""
-    return {
-        "model": manifest.language_model.sha256,
-        "target": {target.name: target.sha256 for target in manifest.targets},
-        "pool": pool_sha256,
-        "normalisation": settings.normalisation,
-        "loss_reduction": settings.loss_reduction,
-        "parameters": settings.parameters,
-        "token_split": settings.token_split,
-        "dtype": manifest.labels.dtype,
-        "token_limit": manifest.encoding.token_limit,
-        "shard_samples": settings.shard_samples,
-    }

@@ -12,7 +12,6 @@ token if labels are split by loss, one a token if by position; they reduce to th
 """
 
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from google.protobuf import json_format
 from numpy.typing import NDArray
 
 from alinfik.command import CommandError
+from alinfik.distill.disk import new_file
 from alinfik.distill.encoding import Encoded
 from alinfik.distill.samples import Row
 from alinfik.distill.values import TokenSplit
@@ -54,10 +54,9 @@ def labels_schema(targets: list[str]) -> pa.Schema:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Write a file under a temporary name, then rename it."""
-    scratch = path.with_name(f".{path.name}.{os.getpid()}")
-    scratch.write_text(text)
-    scratch.rename(path)
+    """Write a file that is there whole or not at all."""
+    with new_file(path) as scratch:
+        scratch.write_text(text)
 
 
 class LabelsWriter:
@@ -90,11 +89,13 @@ class LabelsWriter:
         return self._shard(number).exists()
 
     def write_shard(self, number: int, table: pa.Table) -> None:
-        """Write shard ``number``; it is there whole or not at all."""
-        path = self._shard(number)
-        scratch = path.with_name(f".{path.name}")
-        pq.write_table(table, scratch, compression="zstd")
-        scratch.rename(path)
+        """Write shard ``number``; it is there whole or not at all.
+
+        Raises:
+            DiskFullError: there is no room for it.
+        """
+        with new_file(self._shard(number)) as scratch:
+            pq.write_table(table, scratch, compression="zstd")
 
     def finish(self, manifest: BundleManifest) -> None:
         """Say that every shard is there."""

@@ -25,7 +25,8 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from alinfik.command import CommandError
-from alinfik.distill.encoding import DEFAULT_COMPLETION_TEMPLATE, DEFAULT_PROMPT_TEMPLATE
+from alinfik.distill.adapter import load_adapter
+from alinfik.distill.text_template import TextTemplate, text_template
 from alinfik.v1 import Encoding, LanguageModel
 
 
@@ -42,12 +43,14 @@ class LLM:
         tokenizer: the fast tokenizer, without the transformers layer around it.
         encoding: how a sample becomes tokens, but for the token limit, which is the model's most.
         identity: name and weight hash, as the bundle manifest records them.
+        trainable: the parameters that training would change: all, or the adapter's.
     """
 
     model: PreTrainedModel
     tokenizer: Tokenizer
     encoding: Encoding
     identity: LanguageModel
+    trainable: list[str]
 
     @property
     def device(self) -> torch.device:
@@ -107,6 +110,8 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
 def load_llm(
     name: str,
     *,
+    adapter: str | None = None,
+    template: str = "plain",
     dtype: str = "auto",
     device: torch.device | None = None,
     attention: Literal["eager", "sdpa"] = "sdpa",
@@ -116,34 +121,48 @@ def load_llm(
     Args:
         name: a Hugging Face id, a local model directory, or a `.gguf` file. A GGUF file is
             dequantised once and kept in the cache directory, since reading it takes half a minute.
+        adapter: a PEFT adapter on top of it, such as LoRA: a Hugging Face id or a directory.
+        template: how prompt and completion are laid out; see `alinfik.distill.text_template`.
         dtype: `auto`, `float32`, `bfloat16` or `float64`; see `choose_dtype`.
         device: where to put it; CUDA if there is any by default.
         attention: `sdpa` is fused and fast; forward-mode derivatives need `eager`.
 
     Raises:
-        ModelError: there is no such model, it is no causal language model, or it lacks a fast
-            tokenizer.
+        ModelError: there is no such model, it is no causal language model, it lacks a fast
+            tokenizer, or the adapter is none of this model's.
+        TextTemplateError: the model has no such template.
     """
     device = device or choose_device()
     transformers_logging.disable_progress_bar()
     source = model_source(name)
     tokenizer = _load_tokenizer(source)
+    layout = text_template(template, tokenizer)
     try:
         model = AutoModelForCausalLM.from_pretrained(
             source, dtype="auto", attn_implementation=attention
         )
     except (OSError, ValueError) as error:
         raise _unloadable(name, error) from error
+    trainable = [name for name, _ in model.named_parameters()]
+    if adapter is not None:
+        trainable = load_adapter(model, adapter)
     for module in model.modules():
         # Padding is masked. A table that gives one id no gradient would give that token, where a
         # text holds it, no gradient either.
         if isinstance(module, torch.nn.Embedding):
             module.padding_idx = None
-    identity = LanguageModel(name=Path(name).name if Path(name).exists() else name)
-    identity.sha256 = _weights_sha256(model)
+    identity = LanguageModel(name=_public_name(name), sha256=_weights_sha256(model))
+    if adapter is not None:
+        identity.adapter = _public_name(adapter)
     torch.nn.Module.to(model, device, choose_dtype(dtype, device))
     model.eval().requires_grad_(False)
-    return LLM(model, tokenizer.backend_tokenizer, _encoding(model, tokenizer), identity)
+    encoding = _encoding(model, tokenizer, layout)
+    return LLM(model, tokenizer.backend_tokenizer, encoding, identity, trainable)
+
+
+def _public_name(source: str) -> str:
+    """A Hugging Face id as it is; of a path, what says nothing of the machine."""
+    return Path(source).name if Path(source).exists() else source
 
 
 def model_source(name: str) -> str:
@@ -160,7 +179,9 @@ def cache_directory() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "alinfik"
 
 
-def _encoding(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> Encoding:
+def _encoding(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, layout: TextTemplate
+) -> Encoding:
     """Samples start with the model's start token, so that the first completion token has a loss."""
     start, end, pad = (
         tokenizer.convert_tokens_to_ids(str(token)) if token is not None else None
@@ -171,8 +192,8 @@ def _encoding(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> Enc
         raise ModelError("the tokenizer has neither a start nor an end token to begin samples with")
     return Encoding(
         token_limit=model.config.max_position_embeddings,
-        prompt_template=DEFAULT_PROMPT_TEMPLATE,
-        completion_template=DEFAULT_COMPLETION_TEMPLATE,
+        prompt_template=layout.prompt,
+        completion_template=layout.completion,
         prefix_ids=[start],
         pad_id=pad if isinstance(pad, int) else start,
     )

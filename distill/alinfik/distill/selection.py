@@ -1,6 +1,7 @@
 """Which of a model's parameters count: all, the last layers, or those that a pattern finds."""
 
 import re
+from collections.abc import Collection
 
 from torch import nn
 from transformers import PreTrainedModel
@@ -8,22 +9,26 @@ from transformers import PreTrainedModel
 from alinfik.distill.llm import ModelError
 
 
-def select_parameters(model: PreTrainedModel, selection: str) -> list[str]:
+def select_parameters(
+    model: PreTrainedModel, selection: str, among: Collection[str] | None = None
+) -> list[str]:
     """Return the names of the selected parameters, in the model's order.
 
     Args:
         model: any model with a list of layers.
         selection: `all`; `last:N`, the parameters of the last N layers; or a regular expression, of
             which some part of a parameter's name must match.
+        among: the names to choose from, such as an adapter's; the model's by default.
 
     Raises:
         ModelError: nothing is selected, or the selection is malformed.
     """
-    names = [name for name, _ in model.named_parameters()]
+    names = [name for name, _ in model.named_parameters() if among is None or name in among]
     if selection == "all":
         return names
     if selection.startswith("last:"):
-        chosen = _in_last_layers(model, selection)
+        inside = _in_last_layers(model, selection)
+        chosen = [name for name in names if name in inside]
     else:
         try:
             pattern = re.compile(selection)
@@ -34,7 +39,7 @@ def select_parameters(model: PreTrainedModel, selection: str) -> list[str]:
         chosen = [name for name in names if pattern.search(name)]
     if not chosen:
         raise ModelError(
-            f"--parameters {selection!r} selects none of the model's {len(names)} parameters, such "
+            f"--parameters {selection!r} selects none of the {len(names)} parameters, such "
             f"as {names[len(names) // 2]}"
         )
     return chosen
@@ -52,7 +57,7 @@ def find_layers(model: nn.Module, count: int) -> nn.ModuleList:
     raise ModelError(f"cannot find the {count} layers of a {type(model).__name__}")
 
 
-def _in_last_layers(model: PreTrainedModel, selection: str) -> list[str]:
+def _in_last_layers(model: PreTrainedModel, selection: str) -> set[str]:
     count = selection.removeprefix("last:")
     layers = find_layers(model, model.config.num_hidden_layers)
     if not count.isdigit() or not 1 <= int(count) <= len(layers):
@@ -60,4 +65,4 @@ def _in_last_layers(model: PreTrainedModel, selection: str) -> list[str]:
             f"--parameters {selection}: give a number of layers from 1 to {len(layers)}"
         )
     chosen = {id(value) for layer in layers[-int(count) :] for value in layer.parameters()}
-    return [name for name, value in model.named_parameters() if id(value) in chosen]
+    return {name for name, value in model.named_parameters() if id(value) in chosen}

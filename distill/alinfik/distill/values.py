@@ -6,7 +6,6 @@ from typing import Literal, Protocol
 from torch import Tensor
 
 from alinfik.distill.batches import Batch
-from alinfik.distill.losses import Parameters
 
 # What the inner product of a sample's gradient with a target's is divided by: nothing; the product
 # of the two gradients' norms (their cosine); or, tensor by tensor, the norms of the two tensors.
@@ -41,12 +40,4 @@ class ValueEngine(Protocol):
 
     def value(self, batch: Batch) -> Values:
         """Value one batch."""
-        ...
-
-
-class MakeEngine(Protocol):
-    """Makes an engine for targets, by their gradients."""
-
-    def __call__(self, gradients: list[Parameters]) -> ValueEngine:
-        """Make the engine; all gradients name the same parameters."""
         ...

@@ -290,19 +290,25 @@ class LanguageModel(_message.Message):
 
     NAME_FIELD_NUMBER: _builtins.int
     SHA256_FIELD_NUMBER: _builtins.int
+    ADAPTER_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Hugging Face id, directory name, or file name."""
     sha256: _builtins.str
-    """SHA-256, in hex, over the names and bytes of its weight tensors."""
+    """SHA-256, in hex, over the names and bytes of its weight tensors, the adapter's among them."""
+    adapter: _builtins.str
+    """The adapter on top of it (LoRA and its kin), whose parameters alone count; empty where there is
+    none.
+    """
     def __init__(
         self,
         *,
         name: _builtins.str = ...,
         sha256: _builtins.str = ...,
+        adapter: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "sha256", b"sha256"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "name", b"name", "sha256", b"sha256"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -330,7 +336,9 @@ class LabelSettings(_message.Message):
     sample_count: _builtins.int
     """How many labelled samples the proxy was distilled from, held-out ones included."""
     parameters: _builtins.str
-    """Which parameters' gradients count: `all`, `last:N`, or a regular expression over their names."""
+    """Which parameters' gradients count, of the adapter's where there is one: `all`, `last:N`, or a
+    regular expression over their names.
+    """
     token_split: Global___TokenSplit.ValueType
     """How labels are split over tokens; unspecified where they are not."""
     def __init__(

@@ -1,0 +1,46 @@
+"""Says so where a disk is full, and leaves no half of a file behind."""
+
+import errno
+import os
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+from alinfik.command import FailedError
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+# safetensors gives no number, but in its message.
+_FULL_IN_WORDS = tuple(f"os error {number}" for number in _FULL)
+
+
+class DiskFullError(FailedError):
+    """A file that there is no room for; what was written before it is whole."""
+
+
+@contextmanager
+def new_file(path: Path) -> Generator[Path]:
+    """Write a file under a temporary name beside it, renamed once it is whole.
+
+    Yields:
+        The temporary name.
+
+    Raises:
+        DiskFullError: there is no room for it.
+    """
+    scratch = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        yield scratch
+        scratch.rename(path)
+    except (OSError, SafetensorError) as error:
+        if getattr(error, "errno", None) not in _FULL and not any(
+            words in str(error) for words in _FULL_IN_WORDS
+        ):
+            raise
+        raise DiskFullError(
+            f"no room on the disk for {path}; make some and run the same command again, which goes "
+            "on where this one stopped"
+        ) from error
+    finally:
+        scratch.unlink(missing_ok=True)
