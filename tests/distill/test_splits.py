@@ -3,20 +3,83 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from alinfik.distill.splits import CALIBRATION_SHARE, HELD_OUT_SHARE, indices_of, part_of
+from alinfik.distill.rows import Row
+from alinfik.distill.splits import (
+    CALIBRATION_SHARE,
+    HELD_OUT_SHARE,
+    VALIDATION_SHARE,
+    families,
+    part_of,
+    split,
+)
+
+WORDS = ["Ada", "buys", "eggs", "and", "gives", "three", "away", "def", "return", "x"]
+rows = st.lists(
+    st.builds(
+        Row,
+        id=st.just(""),
+        provider=st.sampled_from(["north", "south", "west", ""]),
+        prompt=st.just(""),
+        completion=st.lists(st.sampled_from(WORDS), min_size=1, max_size=8).map(" ".join),
+        group=st.sampled_from("abcdefghijklmnopqrst"),
+    ),
+    max_size=40,
+)
 
 
-@given(st.lists(st.text()))
-def test_every_sample_is_in_one_part_and_groups_stay_together(groups: list[str]) -> None:
-    parts = [indices_of(groups, part) for part in ("train", "calibration", "held_out")]
-    assert sorted(index for part in parts for index in part) == list(range(len(groups)))
-    for part in parts:
-        inside = {groups[index] for index in part}
-        outside = {groups[index] for other in parts if other is not part for index in other}
-        assert not inside & outside
+def row(completion: str, group: str, provider: str = "") -> Row:
+    return Row(id="", provider=provider, prompt="", completion=completion, group=group)
+
+
+@given(rows)
+def test_every_row_is_in_one_part_and_what_is_alike_stays_together(rows: list[Row]) -> None:
+    parts = split(rows)
+    assert sorted(index for part in parts.values() for index in part) == list(range(len(rows)))
+    where = {index: name for name, part in parts.items() for index in part}
+    together: dict[str, set[str]] = {}
+    for index, one in enumerate(rows):
+        together.setdefault(f"group {one.group}", set()).add(where[index])
+        together.setdefault(f"text {one.completion}", set()).add(where[index])
+    assert all(len(names) == 1 for names in together.values())
+
+
+@given(rows, st.randoms())
+def test_parts_do_not_depend_on_the_order(rows: list[Row], random: object) -> None:
+    order = list(range(len(rows)))
+    random.shuffle(order)  # type: ignore[attr-defined]
+    straight = split(rows)
+    shuffled = split([rows[index] for index in order])
+    for part, indices in straight.items():
+        assert sorted(order[index] for index in shuffled[part]) == indices
+
+
+@given(rows)
+def test_a_provider_is_never_divided_if_told_so(rows: list[Row]) -> None:
+    parts = split(rows, "provider")
+    where = {index: name for name, part in parts.items() for index in part}
+    homes: dict[str, set[str]] = {}
+    for index, one in enumerate(rows):
+        homes.setdefault(one.provider, set()).add(where[index])
+    assert all(len(names) == 1 for provider, names in homes.items() if provider)
+
+
+def test_near_duplicates_are_one_family() -> None:
+    text = (
+        "Ada buys twelve boxes of fresh eggs at the old market on her way home from school and "
+        "gives three of them to Ben, who has none, before she bakes a cake for her mother"
+    )
+    near = text.replace("three", "four")
+    other = "Return the sum of the even numbers in the list, or zero where there are none"
+    texts = [row(text, "a"), row(near, "b"), row(other, "c")]
+    first, second, third = families(texts, ["a", "b", "c"])
+    assert first == second != third
 
 
 def test_parts_have_their_shares() -> None:
     counts = Counter(part_of(str(number)) for number in range(20_000))
-    assert abs(counts["held_out"] / 20_000 - HELD_OUT_SHARE) < 0.01
-    assert abs(counts["calibration"] / 20_000 - CALIBRATION_SHARE) < 0.01
+    for part, share in (
+        ("held_out", HELD_OUT_SHARE),
+        ("calibration", CALIBRATION_SHARE),
+        ("validation", VALIDATION_SHARE),
+    ):
+        assert abs(counts[part] / 20_000 - share) < 0.01

@@ -3,6 +3,10 @@
 import asyncio
 import json
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +19,7 @@ from tokenizers import Tokenizer
 from alinfik.command import CommandError
 from alinfik.distill.batches import pad
 from alinfik.distill.bundle import read_manifest
+from alinfik.distill.checkpoint import Checkpoint
 from alinfik.distill.encoding import Encoder
 from alinfik.distill.evaluate import evaluate
 from alinfik.distill.export import ExportError, OnnxModel, export_error
@@ -23,7 +28,7 @@ from alinfik.distill.labels import Labels, read_labels
 from alinfik.distill.llm import ModelError
 from alinfik.distill.measure import EvaluationError, predict
 from alinfik.distill.report import write_report
-from alinfik.distill.splits import indices_of
+from alinfik.distill.splits import split
 from alinfik.distill.train import Train, TrainError, train
 from alinfik.server.bundle import load_bundle
 from alinfik.server.engine import Engine, Priority
@@ -72,12 +77,12 @@ def test_a_bundle_holds_what_its_manifest_says(bundle: Path, labels: Labels) -> 
     assert manifest.labels == labels.manifest.labels
     assert manifest.proxy.backbone == "layers:2"
     assert manifest.metrics.export_error < 1e-4
-    assert manifest.metrics.held_out_count == len(indices_of(labels.groups, "held_out"))
+    assert manifest.metrics.held_out_count == len(split(labels.rows)["held_out"])
 
 
 def test_the_proxy_learns(bundle: Path, labels: Labels) -> None:
     """On the samples it was trained on, which a random network of this size can fit."""
-    training = labels.take(indices_of(labels.groups, "train"))
+    training = labels.take(split(labels.rows)["train"])
     manifest = read_manifest(bundle)
     predictions = predict(
         OnnxModel(bundle / "model.onnx"), training.samples, manifest.encoding.pad_id
@@ -139,7 +144,7 @@ def test_the_report_stands_alone(bundle: Path) -> None:
 
 def test_texts_in_the_report_are_text(bundle: Path, labels: Labels, tmp_path: Path) -> None:
     manifest = read_manifest(bundle)
-    held_out = labels.take(indices_of(labels.groups, "held_out"))
+    held_out = labels.take(split(labels.rows)["held_out"])
     column = held_out.table.schema.get_field_index("completion")
     hostile = held_out.table.set_column(
         column, "completion", [["<script>alert(1)</script>"] * len(held_out)]
@@ -170,6 +175,56 @@ def test_another_model_s_tokenizer_is_refused(
     (other / "tokenizer.json").write_text(json.dumps(tokenizer))
     with pytest.raises(TrainError, match="is not the one that the labels were made with"):
         train(Train(labels=labels_directory, out=tmp_path / "b", model=str(other)))
+
+
+def test_a_killed_training_goes_on_and_ends_alike(
+    bundle: Path, labels_directory: Path, labels: Labels, tmp_path: Path
+) -> None:
+    out = tmp_path / "bundle"
+    settings = Train(labels=labels_directory, out=out, backbone="layers:2", epochs=6)
+    command = [
+        *(sys.executable, "-m", "alinfik.distill", "train"),
+        *("--labels", str(labels_directory), "--out", str(out)),
+        *("--backbone", "layers:2", "--epochs", "6"),
+    ]
+    checkpoint = tmp_path / ".bundle.checkpoint"
+    with subprocess.Popen(command, stderr=subprocess.PIPE) as process:
+        while process.poll() is None and not checkpoint.exists():
+            time.sleep(0.001)
+        process.kill()
+        process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    kept = torch.load(checkpoint, weights_only=True)["state"]["epoch"]
+    assert kept < settings.epochs
+    train(settings)
+    assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
+    ours, theirs = (
+        predict(OnnxModel(directory / "model.onnx"), labels.samples, 2)
+        for directory in (bundle, out)
+    )
+    np.testing.assert_allclose(ours.value, theirs.value, rtol=1e-3, atol=1e-5)
+
+
+def test_the_checkpoint_of_another_training_is_not_read(tmp_path: Path) -> None:
+    out = tmp_path / "bundle"
+    Checkpoint(out, {"seed": 1}).save({"epoch": 2})
+    assert Checkpoint(out, {"seed": 1}).load() == {"epoch": 2}
+    assert Checkpoint(out, {"seed": 2}).load() is None
+    Checkpoint(out, {"seed": 2}).discard()
+    assert Checkpoint(out, {"seed": 1}).load() is None
+
+
+def test_a_proxy_can_be_held_against_providers_that_it_does_not_know(
+    labels_directory: Path, labels: Labels, tmp_path: Path
+) -> None:
+    parts = split(labels.rows, "provider")
+    rows = labels.rows
+    seen = {rows[index].provider for index in parts["train"]}
+    assert not seen & {rows[index].provider for index in parts["held_out"]}
+    out = tmp_path / "bundle"
+    settings = Train(labels=labels_directory, out=out, backbone="layers:1", epochs=1)
+    with pytest.raises(CommandError, match="no samples to"):
+        train(settings.model_copy(update={"split_by": "provider"}))
 
 
 def test_labels_of_other_targets_are_refused(

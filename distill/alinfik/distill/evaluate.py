@@ -14,7 +14,7 @@ from alinfik.distill.labels import read_labels
 from alinfik.distill.measure import EvaluationError, measure, predict
 from alinfik.distill.report import write_report
 from alinfik.distill.settings import SETTINGS
-from alinfik.distill.splits import indices_of
+from alinfik.distill.splits import SplitBy, split
 from alinfik.v1 import Metrics
 
 
@@ -48,7 +48,8 @@ def evaluate(bundle: Path, labels_directory: Path, report: Path) -> Metrics:
             f"for {', '.join(labels.names)}"
         )
     encoder = Encoder(Tokenizer.from_file(str(bundle / TOKENIZER)), manifest.encoding)
-    held_out = labels.take(indices_of(labels.groups, "held_out"))
+    by: SplitBy = "provider" if manifest.proxy.split_by == "provider" else "group"
+    held_out = labels.take(split(labels.rows, by)["held_out"])
     samples = encoder.encode(held_out.rows)
     predictions = predict(OnnxModel(bundle / MODEL), samples, manifest.encoding.pad_id)
     metrics = measure(predictions, held_out)

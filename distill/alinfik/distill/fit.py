@@ -5,7 +5,7 @@ In: encoded samples with their labels. Out: a trained `Proxy`. Knows nothing of 
 
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +17,7 @@ from torch.nn.functional import huber_loss
 from alinfik.command import progress
 from alinfik.distill.batches import Batch, batched_by_length
 from alinfik.distill.calibrate import FittedScale
+from alinfik.distill.checkpoint import Checkpoint, State
 from alinfik.distill.encoding import Encoded
 from alinfik.distill.llm import choose_dtype
 from alinfik.distill.proxy import Proxy
@@ -34,7 +35,7 @@ _TOKEN_WEIGHT = 0.5
 
 @dataclass(frozen=True)
 class Training:
-    """The samples to fit: N of them, for K targets.
+    """Samples with what is to be learnt of them: N, for K targets.
 
     Attributes:
         samples: encoded, N.
@@ -49,44 +50,157 @@ class Training:
     split: TokenSplit
 
 
+@dataclass(frozen=True)
+class Plan:
+    """How long to train and in what order.
+
+    Attributes:
+        epochs: passes over the samples, at most.
+        patience: epochs without a better rank correlation after which to stop.
+        batch_tokens: tokens a batch, padding included.
+        pad_id: fills batches up.
+        seed: of order and dropout.
+    """
+
+    epochs: int
+    patience: int
+    batch_tokens: int
+    pad_id: int
+    seed: int
+
+
 def fit(
-    proxy: Proxy, data: Training, *, epochs: int, batch_tokens: int, pad_id: int
+    proxy: Proxy, data: Training, validation: Training, plan: Plan, checkpoint: Checkpoint
 ) -> FittedScale:
     """Train ``proxy`` in place and return the scale that it was trained on.
 
     The loss is Huber's on the fitted scale, on samples and, at half weight, on tokens. Embeddings
-    stay as they are: a few thousand samples touch a few of them.
+    stay as they are: a few thousand samples touch a few of them. Of all epochs the one is kept
+    that ranks the validation samples best, by Spearman's correlation in the mean over targets.
     """
-    device = next(proxy.parameters()).device
-    scale = FittedScale(data.labels).to(device)
-    tokens = np.concatenate([*data.token_values, np.zeros((0, data.labels.shape[1]))])
-    token_scale = FittedScale(tokens).to(device) if len(tokens) else None
-    batches = list(batched_by_length(data.samples, batch_tokens, pad_id))
-    optimiser, schedule = _optimiser(proxy, steps=epochs * len(batches))
-    half = choose_dtype("auto", device) == torch.bfloat16
-    proxy.train()
-    with progress("train", epochs * len(data.samples)) as advance:
-        for _ in range(epochs):
-            random.shuffle(batches)
-            for batch in batches:
-                here = batch.to(device)
-                labels = torch.tensor(data.labels[batch.indices], dtype=torch.float32)
-                with torch.autocast(device.type, dtype=torch.bfloat16, enabled=half):
-                    estimate = proxy(here.input_ids, here.attention_mask, here.completion_mask)
-                loss = huber_loss(estimate.samples.float(), scale.fit(labels.to(device)))
-                if token_scale is not None:
-                    mask, values = _token_targets(data, batch)
-                    found = estimate.tokens.float()[mask.to(device)]
-                    wanted = token_scale.fit(values.to(device))
-                    loss = loss + _TOKEN_WEIGHT * huber_loss(found, wanted)
-                optimiser.zero_grad()
-                loss.backward()
-                torch.nn.utils.clip_grad_norm_(proxy.parameters(), 1.0)
-                optimiser.step()
-                schedule.step()
-                advance(len(batch.indices), note=f"loss {loss.item():.3f}")
+    run = _Run(proxy, data, plan)
+    best, best_epoch, first = -math.inf, -1, 0
+    best_weights = _copy(proxy.state_dict())
+    if state := checkpoint.load():
+        run.restore(state["run"])
+        first, best, best_epoch = state["epoch"], state["best"], state["best_epoch"]
+        best_weights = state["best_weights"]
+    with progress("train", plan.epochs * len(data.samples)) as advance:
+        advance(first * len(data.samples))
+        note = ""
+        for epoch in range(first, plan.epochs):
+            if epoch - best_epoch > plan.patience:
+                break
+            for count, loss in run.epoch(epoch):
+                advance(count, note=f"loss {loss:.3f}{note}")
+            correlation = _rank_correlation(proxy, validation, plan)
+            note = f", validation Spearman {correlation:.3f}"
+            if correlation > best:
+                best, best_epoch, best_weights = correlation, epoch, _copy(proxy.state_dict())
+            checkpoint.save(
+                {
+                    "run": run.state(),
+                    "epoch": epoch + 1,
+                    "best": best,
+                    "best_epoch": best_epoch,
+                    "best_weights": best_weights,
+                }
+            )
+    proxy.load_state_dict(best_weights)
     proxy.eval()
-    return scale
+    return run.scale
+
+
+class _Run:
+    """What an epoch needs, and what must be kept between two of them."""
+
+    def __init__(self, proxy: Proxy, data: Training, plan: Plan) -> None:
+        self._proxy = proxy
+        self._data = data
+        self._seed = plan.seed
+        self._device = next(proxy.parameters()).device
+        self.scale = FittedScale(data.labels).to(self._device)
+        tokens = np.concatenate([*data.token_values, np.zeros((0, data.labels.shape[1]))])
+        self._token_scale = FittedScale(tokens).to(self._device) if len(tokens) else None
+        self._batches = list(batched_by_length(data.samples, plan.batch_tokens, plan.pad_id))
+        self._optimiser, self._schedule = _optimiser(proxy, plan.epochs * len(self._batches))
+        self._half = choose_dtype("auto", self._device) == torch.bfloat16
+
+    def state(self) -> State:
+        """Return all that `restore` needs."""
+        return {
+            "weights": self._proxy.state_dict(),
+            "optimiser": self._optimiser.state_dict(),
+            "schedule": self._schedule.state_dict(),
+        }
+
+    def restore(self, state: State) -> None:
+        """Go on where `state` was called."""
+        self._proxy.load_state_dict(state["weights"])
+        self._optimiser.load_state_dict(state["optimiser"])
+        self._schedule.load_state_dict(state["schedule"])
+
+    def epoch(self, number: int) -> Iterator[tuple[int, float]]:
+        """Train on every sample once; yield how many a step had, and its loss."""
+        # By number, so that an epoch is the same after an interruption as without one.
+        torch.manual_seed(hash((self._seed, number)))
+        order = list(self._batches)
+        random.Random(hash((self._seed, number))).shuffle(order)  # noqa: S311
+        self._proxy.train()
+        for batch in order:
+            loss = self._loss(batch)
+            self._optimiser.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(self._proxy.parameters(), 1.0)
+            self._optimiser.step()
+            self._schedule.step()
+            yield len(batch.indices), loss.item()
+        self._proxy.eval()
+
+    def _loss(self, batch: Batch) -> Tensor:
+        here = batch.to(self._device)
+        labels = torch.tensor(self._data.labels[batch.indices], dtype=torch.float32)
+        with torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=self._half):
+            estimate = self._proxy(here.input_ids, here.attention_mask, here.completion_mask)
+        loss = huber_loss(estimate.samples.float(), self.scale.fit(labels.to(self._device)))
+        if self._token_scale is None:
+            return loss
+        mask, values = _token_targets(self._data, batch)
+        found = estimate.tokens.float()[mask.to(self._device)]
+        wanted = self._token_scale.fit(values.to(self._device))
+        return loss + _TOKEN_WEIGHT * huber_loss(found, wanted)
+
+
+def _copy(weights: State) -> State:
+    return {name: value.detach().cpu().clone() for name, value in weights.items()}
+
+
+def _rank_correlation(proxy: Proxy, data: Training, plan: Plan) -> float:
+    """Spearman's correlation of estimates with labels, in the mean over targets."""
+    from scipy.stats import spearmanr  # takes seconds to load
+
+    estimates, _ = estimate(proxy, data.samples, plan.pad_id)
+    found = [
+        float(spearmanr(estimates[:, target], data.labels[:, target]).statistic)
+        for target in range(data.labels.shape[1])
+    ]
+    return float(np.mean(np.nan_to_num(found)))
+
+
+@torch.no_grad()
+def estimate(proxy: Proxy, samples: Sequence[Encoded], pad_id: int) -> tuple[Floats, Floats]:
+    """Return fitted estimates [N, K] and pooled features [N, F], in the samples' order."""
+    device = next(proxy.parameters()).device
+    rows: dict[int, tuple[Floats, Floats]] = {}
+    for batch in batched_by_length(samples, padded_tokens=2048, pad_id=pad_id):
+        here = batch.to(device)
+        found = proxy(here.input_ids, here.attention_mask, here.completion_mask)
+        outputs = found.samples.cpu().double().numpy(), found.features.cpu().double().numpy()
+        rows |= {
+            index: (outputs[0][row], outputs[1][row]) for row, index in enumerate(batch.indices)
+        }
+    estimates, features = zip(*(rows[index] for index in range(len(samples))), strict=True)
+    return np.stack(estimates), np.stack(features)
 
 
 def _token_targets(data: Training, batch: Batch) -> tuple[Tensor, Tensor]:

@@ -147,11 +147,6 @@ class Labels:
         return [target.name for target in self.manifest.targets]
 
     @property
-    def groups(self) -> list[str]:
-        """The group of every sample."""
-        return [str(group) for group in self.table["group"].to_pylist()]
-
-    @property
     def rows(self) -> list[Row]:
         """Every sample as it was read."""
         return [Row(**row) for row in self.table.select(_TEXT_COLUMNS).to_pylist()]

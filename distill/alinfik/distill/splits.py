@@ -1,30 +1,102 @@
-"""Divides labelled samples into those to train on, to calibrate with, and to hold out.
+"""Divides labelled samples into those to train on, to validate and calibrate with, and to hold out.
 
-The part of a sample follows from its group alone, so that `evaluate` finds the rows that `train`
-held out, and copies of a text never stand on both sides.
+In: the labelled rows. Out: where the rows of each part stand. What is alike stays together: rows of
+one group, near-duplicates, and, if asked for, everything of one provider. The parts follow from the
+rows alone, so that `evaluate` finds those that `train` held out.
 """
 
 import hashlib
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
+from typing import Literal, cast
 
-Part = Literal["train", "calibration", "held_out"]
+import numpy as np
+from datasketch import MinHash, MinHashLSH
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+from alinfik.distill.rows import Row
+
+Part = Literal["train", "validation", "calibration", "held_out"]
+
+Parts = dict[Part, list[int]]
+
+# What must not be divided beside groups and near-duplicates: nothing, or a provider's rows.
+SplitBy = Literal["group", "provider"]
 
 HELD_OUT_SHARE = 0.2
 CALIBRATION_SHARE = 0.15
+VALIDATION_SHARE = 0.1
+
+# Two texts are near-duplicates if they share so much of their runs of three words (Jaccard), as in
+# deduplicating training data (Lee et al. 2022, arXiv 2107.06499, who use 0.8 and longer texts).
+_NEAR = 0.7
+_WORDS = 3
+_PERMUTATIONS = 128
 
 
-def part_of(group: str) -> Part:
-    """Return the part that a group belongs to."""
-    digest = hashlib.sha256(f"alinfik split 1:{group}".encode()).digest()
+def split(rows: Sequence[Row], by: SplitBy = "group") -> Parts:
+    """Return where the rows of each part stand, in their order."""
+    key = [row.provider or row.group if by == "provider" else row.group for row in rows]
+    parts: Parts = {"train": [], "validation": [], "calibration": [], "held_out": []}
+    family = families(rows, key)
+    # A family is known by the first of its keys, whatever the order of the rows.
+    names: dict[int, str] = {}
+    for index, number in enumerate(family):
+        names[number] = min(names.get(number, key[index]), key[index])
+    for index, number in enumerate(family):
+        parts[part_of(names[number])].append(index)
+    return parts
+
+
+def part_of(family: str) -> Part:
+    """Return the part that a family belongs to, by its name."""
+    digest = hashlib.sha256(f"alinfik split 2:{family}".encode()).digest()
     position = int.from_bytes(digest[:8], "big") / 2**64
-    if position < HELD_OUT_SHARE:
-        return "held_out"
-    if position < HELD_OUT_SHARE + CALIBRATION_SHARE:
-        return "calibration"
+    shares: dict[Part, float] = {
+        "held_out": HELD_OUT_SHARE,
+        "calibration": CALIBRATION_SHARE,
+        "validation": VALIDATION_SHARE,
+    }
+    for part, share in shares.items():
+        if position < share:
+            return part
+        position -= share
     return "train"
 
 
-def indices_of(groups: Sequence[str], part: Part) -> list[int]:
-    """Return where the samples of one part stand."""
-    return [index for index, group in enumerate(groups) if part_of(group) == part]
+def families(rows: Sequence[Row], keys: Sequence[str]) -> list[int]:
+    """Number the families of rows that belong together, by key or as near-duplicates.
+
+    Args:
+        rows: N.
+        keys: N; rows of one key are one family.
+
+    Returns:
+        N numbers, the same within a family.
+    """
+    pairs = [*_same(keys), *_near_duplicates(rows)]
+    first, second = np.array(pairs, dtype=np.int64).reshape(-1, 2).T
+    size = len(rows)
+    graph = coo_array((np.ones(len(pairs)), (first, second)), shape=(size, size))
+    return connected_components(graph, directed=False)[1].tolist()
+
+
+def _same(keys: Sequence[str]) -> Iterable[tuple[int, int]]:
+    order = sorted(range(len(keys)), key=lambda index: keys[index])
+    return ((a, b) for a, b in pairwise(order) if keys[a] == keys[b])
+
+
+def _near_duplicates(rows: Sequence[Row]) -> Iterable[tuple[int, int]]:
+    index = MinHashLSH(threshold=_NEAR, num_perm=_PERMUTATIONS)
+    sketches = MinHash.generator(map(_shingles, rows), num_perm=_PERMUTATIONS)
+    for number, sketch in enumerate(sketches):
+        for other in index.query(sketch):
+            yield number, cast("int", other)
+        index.insert(number, sketch)
+
+
+def _shingles(row: Row) -> set[bytes]:
+    words = f"{row.prompt} {row.completion}".lower().split()
+    last = max(1, len(words) - _WORDS + 1)
+    return {" ".join(words[start : start + _WORDS]).encode() for start in range(last)}

@@ -1,6 +1,5 @@
 """`alinfik-distill train`: distils a proxy from labels and writes the bundle."""
 
-import random
 from pathlib import Path
 from typing import Annotated
 
@@ -14,18 +13,19 @@ from tokenizers import Tokenizer
 
 from alinfik.command import CommandError
 from alinfik.distill import bundle as files
-from alinfik.distill.batches import batched_by_length, pad
+from alinfik.distill.batches import pad
 from alinfik.distill.calibrate import ServedModel, conformal_width
-from alinfik.distill.encoding import Encoded, Encoder
+from alinfik.distill.checkpoint import Checkpoint
+from alinfik.distill.encoding import Encoder
 from alinfik.distill.export import OnnxModel, export_error, export_onnx
-from alinfik.distill.fit import Training, fit
+from alinfik.distill.fit import Plan, Training, estimate, fit
 from alinfik.distill.labels import Labels, read_labels
 from alinfik.distill.llm import choose_device, load_tokenizer, model_source
 from alinfik.distill.measure import measure, predict
 from alinfik.distill.proxy import Proxy, build_proxy
 from alinfik.distill.report import write_report
 from alinfik.distill.settings import SETTINGS
-from alinfik.distill.splits import indices_of
+from alinfik.distill.splits import Part, Parts, SplitBy, split
 from alinfik.v1 import BundleManifest
 
 Floats = NDArray[np.float64]
@@ -34,6 +34,12 @@ Floats = NDArray[np.float64]
 _OOD_QUANTILE = 0.95
 _FEWEST_LABELS = 60
 _PROBE_SAMPLES = 16
+_PURPOSES: dict[Part, str] = {
+    "train": "train on",
+    "validation": "stop the training by",
+    "calibration": "calibrate intervals with",
+    "held_out": "measure the proxy on",
+}
 
 
 class TrainError(CommandError):
@@ -54,7 +60,17 @@ class Train(BaseSettings):
     model: str | None = Field(
         default=None, description="where the LLM is now, if not where it was labelled with"
     )
-    epochs: int = Field(default=8, ge=1, description="passes over the training samples")
+    split_by: SplitBy = Field(
+        default="group",
+        description="what is trained on or held out as a whole: a `group` with its "
+        "near-duplicates; or a `provider`, to see how the proxy does on one it does not know",
+    )
+    epochs: int = Field(default=8, ge=1, description="passes over the training samples, at most")
+    patience: int = Field(
+        default=3,
+        ge=1,
+        description="epochs without a better rank correlation on validation samples to stop after",
+    )
     batch_tokens: int = Field(default=1024, ge=1, description="tokens a batch, padding included")
     seed: int = Field(default=0, description="of initial weights, order and dropout")
 
@@ -75,15 +91,21 @@ def train(settings: Train) -> None:
         raise TrainError(
             f"{settings.labels} holds {len(labels)} labels; a proxy needs at least {_FEWEST_LABELS}"
         )
-    random.seed(settings.seed)
     torch.manual_seed(settings.seed)
     source = model_source(settings.model or labels.model)
     tokenizer = load_tokenizer(source)
     _check_tokenizer(tokenizer, labels)
-    served = _distil(settings, build_proxy(settings.backbone, source, len(labels.names)), labels)
+    proxy = build_proxy(settings.backbone, source, len(labels.names))
+    parts = split(labels.rows, settings.split_by)
+    if empty := [purpose for part, purpose in _PURPOSES.items() if not parts[part]]:
+        raise TrainError(
+            f"{settings.labels} leaves no samples to {empty[0]}: with --split-by "
+            f"{settings.split_by}, what is alike stays together; label more text, of more kinds"
+        )
+    served = _distil(settings, proxy, labels, parts)
     with files.new_bundle(settings.out) as directory:
         tokenizer.save(str(directory / files.TOKENIZER))
-        _write_bundle(directory, settings, labels, served)
+        _write_bundle(directory, settings, labels, parts, served)
 
 
 def _check_tokenizer(tokenizer: Tokenizer, labels: Labels) -> None:
@@ -96,45 +118,47 @@ def _check_tokenizer(tokenizer: Tokenizer, labels: Labels) -> None:
         )
 
 
-def _distil(settings: Train, proxy: Proxy, labels: Labels) -> ServedModel:
-    """Train on one part of the labels, calibrate on another."""
+def _distil(settings: Train, proxy: Proxy, labels: Labels, parts: Parts) -> ServedModel:
+    """Train on one part of the labels, stop by another, calibrate on a third."""
     pad_id = labels.manifest.encoding.pad_id
     proxy.to(choose_device())
-    training = labels.take(indices_of(labels.groups, "train"))
-    calibration = labels.take(indices_of(labels.groups, "calibration"))
-    scale = fit(
-        proxy,
-        Training(training.samples, training.values, training.token_values, training.token_split),
+    plan = Plan(
         epochs=settings.epochs,
+        patience=settings.patience,
         batch_tokens=settings.batch_tokens,
         pad_id=pad_id,
+        seed=settings.seed,
     )
+    checkpoint = Checkpoint(
+        settings.out,
+        {
+            "settings": settings.model_dump(mode="json"),
+            "labels": [labels.table[f"label_{name}"].to_pylist() for name in labels.names],
+        },
+    )
+    training, validation, calibration = (
+        labels.take(parts[part]) for part in ("train", "validation", "calibration")
+    )
+    scale = fit(proxy, _training(training), _training(validation), plan, checkpoint)
+    checkpoint.discard()
     proxy.cpu()
     scale.cpu()
-    estimates, _ = _estimate(proxy, calibration.samples, pad_id)
+    estimates, _ = estimate(proxy, calibration.samples, pad_id)
     fitted = scale.fit(torch.tensor(calibration.values, dtype=torch.float32)).double().numpy()
-    _, features = _estimate(proxy, training.samples, pad_id)
+    _, features = estimate(proxy, training.samples, pad_id)
     return ServedModel(proxy, scale, conformal_width(estimates - fitted), features).eval()
 
 
-@torch.no_grad()
-def _estimate(proxy: Proxy, samples: list[Encoded], pad_id: int) -> tuple[Floats, Floats]:
-    """Return fitted estimates [N, K] and pooled features [N, F], in the samples' order."""
-    rows: dict[int, tuple[Floats, Floats]] = {}
-    for batch in batched_by_length(samples, padded_tokens=2048, pad_id=pad_id):
-        estimate = proxy(batch.input_ids, batch.attention_mask, batch.completion_mask)
-        outputs = estimate.samples.double().numpy(), estimate.features.double().numpy()
-        rows |= {
-            index: (outputs[0][row], outputs[1][row]) for row, index in enumerate(batch.indices)
-        }
-    estimates, features = zip(*(rows[index] for index in range(len(samples))), strict=True)
-    return np.stack(estimates), np.stack(features)
+def _training(labels: Labels) -> Training:
+    return Training(labels.samples, labels.values, labels.token_values, labels.token_split)
 
 
-def _write_bundle(directory: Path, settings: Train, labels: Labels, served: ServedModel) -> None:
+def _write_bundle(
+    directory: Path, settings: Train, labels: Labels, parts: Parts, served: ServedModel
+) -> None:
     """Export, check and measure the model; write all files, the manifest last."""
     encoding = labels.manifest.encoding
-    held_out = indices_of(labels.groups, "held_out")
+    held_out = parts["held_out"]
     probe = pad(labels.samples, held_out[:_PROBE_SAMPLES], encoding.pad_id)
     export_onnx(served, probe, directory / files.MODEL)
     onnx = OnnxModel(directory / files.MODEL)
@@ -148,6 +172,7 @@ def _write_bundle(directory: Path, settings: Train, labels: Labels, served: Serv
     manifest = BundleManifest()
     manifest.CopyFrom(labels.manifest)
     manifest.proxy.backbone = settings.backbone
+    manifest.proxy.split_by = settings.split_by
     manifest.proxy.parameter_count = sum(weight.numel() for weight in served.parameters())
     for column, target in enumerate(manifest.targets):
         target.value_quantiles[:] = _percentiles(predictions.value[:, column])

@@ -215,18 +215,24 @@ class Proxy(_message.Message):
 
     BACKBONE_FIELD_NUMBER: _builtins.int
     PARAMETER_COUNT_FIELD_NUMBER: _builtins.int
+    SPLIT_BY_FIELD_NUMBER: _builtins.int
     backbone: _builtins.str
     """As given to `alinfik-distill train --backbone`: `layers:6`."""
     parameter_count: _builtins.int
+    split_by: _builtins.str
+    """What was trained on or held out as a whole, `group` or `provider`, so that what was held out can
+    be found again.
+    """
     def __init__(
         self,
         *,
         backbone: _builtins.str = ...,
         parameter_count: _builtins.int = ...,
+        split_by: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["backbone", b"backbone", "parameter_count", b"parameter_count"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backbone", b"backbone", "parameter_count", b"parameter_count", "split_by", b"split_by"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
