@@ -133,6 +133,21 @@ def test_evaluate_agrees_with_the_bundle_s_own_metrics(
         assert measured.target == recorded.target
         assert measured.spearman == pytest.approx(recorded.spearman, abs=1e-6)
         assert measured.coverage == recorded.coverage
+        assert measured.tfidf_spearman == pytest.approx(recorded.tfidf_spearman, abs=1e-6)
+
+
+def test_metrics_say_how_every_provider_and_tenth_fares(bundle: Path, labels: Labels) -> None:
+    held_out = labels.take(split(labels.rows)["held_out"])
+    for metrics in read_manifest(bundle).metrics.targets:
+        counts = [provider.held_out_count for provider in metrics.providers]
+        assert sum(counts) == len(held_out)
+        assert counts == sorted(counts, reverse=True)
+        assert {one.provider for one in metrics.providers} == {r.provider for r in held_out.rows}
+        shares = [one.coverage * one.held_out_count for one in metrics.providers]
+        assert sum(shares) / sum(counts) == pytest.approx(metrics.coverage)
+        assert len(metrics.tenth_coverage) == 10
+        assert 0 <= metrics.top_tenth_overlap <= 1
+        assert metrics.relative_width > 0
 
 
 def test_the_report_stands_alone(bundle: Path) -> None:

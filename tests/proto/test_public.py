@@ -21,6 +21,7 @@ def test_the_public_list_of_messages_is_this() -> None:
         "Metrics",
         "Normalisation",
         "OutOfDistribution",
+        "ProviderMetrics",
         "Proxy",
         "Sample",
         "ScoreRequest",

@@ -3,18 +3,15 @@
 All of it is arithmetic inside the exported graph: the server only runs it.
 """
 
-import math
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from alinfik.distill.proxy import Proxy
+from alinfik.distill.intervals import Spread
+from alinfik.distill.proxy import Estimate, Proxy
 
 Floats = NDArray[np.float64]
-
-COVERAGE = 0.9
 
 # Standard deviations past which a fitted estimate is held: sinh turns a wild one into infinity.
 _FITTED_LIMIT = 8.0
@@ -49,37 +46,29 @@ class FittedScale(nn.Module):
         return (held * self.deviation + self.centre).sinh() * self.unit
 
 
-def conformal_width(residuals: Floats, coverage: float = COVERAGE) -> Floats:
-    """Return the half-width that covers a new sample with the given probability, a target each.
-
-    Split conformal prediction (Vovk et al. 2005; Lei et al. 2018): the ceil((n + 1) * coverage)-th
-    smallest absolute residual of n calibration samples.
-
-    Args:
-        residuals: [N, K], estimate minus label on the fitted scale, of samples not trained on.
-        coverage: the wanted probability.
-    """
-    count = len(residuals)
-    rank = min(math.ceil((count + 1) * coverage), count)
-    return np.sort(np.abs(residuals), axis=0)[rank - 1]
-
-
 class ServedModel(nn.Module):
     """What is exported: the trained proxy, its scale, its intervals, its strangeness score.
 
     Args:
         proxy: trained.
         scale: the scale that it was trained on.
-        half_width: [K], on the fitted scale.
+        spread: how large a residual to expect, from `described`.
+        half_width: [K], on the fitted scale, of a sample of middling spread.
         features: [N, F], pooled features of the training samples.
     """
 
     def __init__(
-        self, proxy: Proxy, scale: FittedScale, half_width: Floats, features: Floats
+        self,
+        proxy: Proxy,
+        scale: FittedScale,
+        spread: Spread,
+        half_width: Floats,
+        features: Floats,
     ) -> None:
         super().__init__()
         self.proxy = proxy
         self.scale = scale
+        self.spread = spread
         self.half_width = nn.Buffer(torch.tensor(half_width, dtype=torch.float32))
         # Here, since it takes a second to load and labelling does not need it.
         from sklearn.covariance import LedoitWolf
@@ -99,10 +88,16 @@ class ServedModel(nn.Module):
         """
         estimate = self.proxy(input_ids, attention_mask, completion_mask)
         away = estimate.features - self.feature_mean
+        half_width = self.half_width * self.spread(described(estimate))
         squared = ((away @ self.feature_precision) * away).sum(dim=-1)
         return (
             self.scale.restore(estimate.samples),
-            self.scale.restore(estimate.samples - self.half_width),
-            self.scale.restore(estimate.samples + self.half_width),
+            self.scale.restore(estimate.samples - half_width),
+            self.scale.restore(estimate.samples + half_width),
             (squared.clamp(min=0) / away.shape[-1]).sqrt(),
         )
+
+
+def described(estimate: Estimate) -> Tensor:
+    """What the size of a sample's residual is told by, [B, F + K + 2]."""
+    return torch.cat([estimate.features, estimate.samples, estimate.lengths], dim=-1)

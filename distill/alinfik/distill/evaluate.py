@@ -49,10 +49,11 @@ def evaluate(bundle: Path, labels_directory: Path, report: Path) -> Metrics:
         )
     encoder = Encoder(Tokenizer.from_file(str(bundle / TOKENIZER)), manifest.encoding)
     by: SplitBy = "provider" if manifest.proxy.split_by == "provider" else "group"
-    held_out = labels.take(split(labels.rows, by)["held_out"])
+    parts = split(labels.rows, by)
+    held_out = labels.take(parts["held_out"])
     samples = encoder.encode(held_out.rows)
     predictions = predict(OnnxModel(bundle / MODEL), samples, manifest.encoding.pad_id)
-    metrics = measure(predictions, held_out)
+    metrics = measure(predictions, held_out, labels.take(parts["train"]))
     metrics.export_error = manifest.metrics.export_error
     manifest.metrics.CopyFrom(metrics)
     write_report(report, manifest, held_out, predictions)

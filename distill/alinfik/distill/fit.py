@@ -20,7 +20,7 @@ from alinfik.distill.calibrate import FittedScale
 from alinfik.distill.checkpoint import Checkpoint, State
 from alinfik.distill.encoding import Encoded
 from alinfik.distill.llm import choose_dtype
-from alinfik.distill.proxy import Proxy
+from alinfik.distill.proxy import Estimate, Proxy
 from alinfik.distill.values import TokenSplit
 
 Floats = NDArray[np.float64]
@@ -179,7 +179,7 @@ def _rank_correlation(proxy: Proxy, data: Training, plan: Plan) -> float:
     """Spearman's correlation of estimates with labels, in the mean over targets."""
     from scipy.stats import spearmanr  # takes seconds to load
 
-    estimates, _ = estimate(proxy, data.samples, plan.pad_id)
+    estimates = estimate(proxy, data.samples, plan.pad_id).samples.numpy()
     found = [
         float(spearmanr(estimates[:, target], data.labels[:, target]).statistic)
         for target in range(data.labels.shape[1])
@@ -188,19 +188,19 @@ def _rank_correlation(proxy: Proxy, data: Training, plan: Plan) -> float:
 
 
 @torch.no_grad()
-def estimate(proxy: Proxy, samples: Sequence[Encoded], pad_id: int) -> tuple[Floats, Floats]:
-    """Return fitted estimates [N, K] and pooled features [N, F], in the samples' order."""
+def estimate(proxy: Proxy, samples: Sequence[Encoded], pad_id: int) -> Estimate:
+    """Return what the proxy says of samples, without tokens, in their order and on the CPU."""
     device = next(proxy.parameters()).device
-    rows: dict[int, tuple[Floats, Floats]] = {}
+    order: list[int] = []
+    parts: list[tuple[Tensor, ...]] = []
     for batch in batched_by_length(samples, padded_tokens=2048, pad_id=pad_id):
         here = batch.to(device)
-        found = proxy(here.input_ids, here.attention_mask, here.completion_mask)
-        outputs = found.samples.cpu().double().numpy(), found.features.cpu().double().numpy()
-        rows |= {
-            index: (outputs[0][row], outputs[1][row]) for row, index in enumerate(batch.indices)
-        }
-    estimates, features = zip(*(rows[index] for index in range(len(samples))), strict=True)
-    return np.stack(estimates), np.stack(features)
+        found: Estimate = proxy(here.input_ids, here.attention_mask, here.completion_mask)
+        parts.append((found.samples.cpu(), found.features.cpu(), found.lengths.cpu()))
+        order += batch.indices
+    back = torch.tensor(order).argsort()
+    estimates, features, lengths = (torch.cat(part)[back] for part in zip(*parts, strict=True))
+    return Estimate(estimates, torch.empty(0), features, lengths)
 
 
 def _token_targets(data: Training, batch: Batch) -> tuple[Tensor, Tensor]:

@@ -7,11 +7,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alinfik.command import CommandError, progress
+from alinfik.distill.baselines import length_scores, tfidf_scores
 from alinfik.distill.batches import batched_by_length
 from alinfik.distill.encoding import Encoded
 from alinfik.distill.export import OnnxModel
 from alinfik.distill.labels import Labels
-from alinfik.v1 import Metrics, TargetMetrics
+from alinfik.v1 import Metrics, ProviderMetrics, TargetMetrics
 
 Floats = NDArray[np.float64]
 
@@ -21,6 +22,15 @@ _FEWEST = 8
 
 class EvaluationError(CommandError):
     """Labels that a bundle cannot be measured with."""
+
+
+@dataclass(frozen=True)
+class TargetPredictions:
+    """What the exported model says of N samples for one target: three arrays [N]."""
+
+    value: Floats
+    lower: Floats
+    upper: Floats
 
 
 @dataclass(frozen=True)
@@ -38,6 +48,12 @@ class Predictions:
     lower: Floats
     upper: Floats
     ood: Floats
+
+    def of(self, target: int) -> "TargetPredictions":
+        """Return what is said for one target."""
+        return TargetPredictions(
+            self.value[:, target], self.lower[:, target], self.upper[:, target]
+        )
 
     def take(self, indices: list[int]) -> "Predictions":
         """Return the predictions of some samples."""
@@ -61,31 +77,89 @@ def predict(model: OnnxModel, samples: Sequence[Encoded], pad_id: int) -> Predic
     return Predictions(value, lower, upper, ood)
 
 
-def measure(predictions: Predictions, labels: Labels) -> Metrics:
+def measure(predictions: Predictions, labels: Labels, training: Labels) -> Metrics:
     """Compare predictions with labels of the same samples, which the model did not see.
+
+    Args:
+        predictions: of N samples.
+        labels: of the same samples.
+        training: what the model was trained on, and the TF-IDF baseline is.
 
     Raises:
         EvaluationError: there are too few samples.
     """
-    # Here, since it takes seconds to load and labelling does not need it.
-    from scipy.stats import pearsonr, spearmanr
-
     if len(labels) < _FEWEST:
         raise EvaluationError(
             f"only {len(labels)} labels are held out, too few to measure with; label more samples"
         )
+    words = tfidf_scores(training, labels)
+    lengths = length_scores(labels)
     metrics = Metrics(held_out_count=len(labels))
-    lengths = [sample.completion_length for sample in labels.samples]
     for column, name in enumerate(labels.names):
-        label, value = labels.values[:, column], predictions.value[:, column]
-        inside = (predictions.lower[:, column] <= label) & (label <= predictions.upper[:, column])
-        metrics.targets.append(
-            TargetMetrics(
-                target=name,
-                spearman=float(spearmanr(value, label).statistic),
-                pearson=float(pearsonr(value, label).statistic),
-                length_spearman=abs(float(spearmanr(lengths, label).statistic)),
-                coverage=float(inside.mean()),
+        found = measure_target(predictions.of(column), labels.values[:, column])
+        found.target = name
+        found.length_spearman = abs(spearman(lengths, labels.values[:, column]))
+        found.tfidf_spearman = spearman(words[:, column], labels.values[:, column])
+        found.providers.extend(_measure_providers(predictions.of(column), labels, column))
+        metrics.targets.append(found)
+    return metrics
+
+
+def spearman(first: Floats, second: Floats) -> float:
+    """Rank correlation; 0 where one of the two is constant."""
+    # Here, since it takes seconds to load and labelling does not need it.
+    from scipy.stats import rankdata
+
+    if np.ptp(first) == 0 or np.ptp(second) == 0:
+        return 0.0
+    return float(np.corrcoef(rankdata(first), rankdata(second))[0, 1])
+
+
+def measure_target(found: TargetPredictions, label: Floats) -> TargetMetrics:
+    """Compare N predictions for one target with the labels [N] of the same samples."""
+    from scipy.stats import rankdata
+    from sklearn.metrics import ndcg_score
+
+    inside = (found.lower <= label) & (label <= found.upper)
+    top = max(1, len(label) // 10)
+    best, chosen = np.argsort(-label)[:top], np.argsort(-found.value)[:top]
+    gains = (rankdata(label) - 1) / max(len(label) - 1, 1)
+    tenths = np.array_split(np.argsort(found.value, kind="stable"), 10)
+    return TargetMetrics(
+        spearman=spearman(found.value, label),
+        pearson=float(np.corrcoef(found.value, label)[0, 1]),
+        coverage=float(inside.mean()),
+        top_tenth_overlap=len(set(best) & set(chosen)) / top,
+        top_tenth_ndcg=float(ndcg_score(gains[None], found.value[None], k=top)),
+        relative_width=_relative_width(found, label, float(inside.mean())),
+        tenth_coverage=[float(inside[tenth].mean()) for tenth in tenths if len(tenth)],
+    )
+
+
+def _relative_width(found: TargetPredictions, label: Floats, coverage: float) -> float:
+    """Mean width of the intervals, over the one width that would cover as many of these labels."""
+    one = 2 * np.quantile(np.abs(found.value - label), coverage)
+    return float((found.upper - found.lower).mean() / one) if one > 0 else 1.0
+
+
+def _measure_providers(
+    found: TargetPredictions, labels: Labels, column: int
+) -> list[ProviderMetrics]:
+    providers = np.array([row.provider for row in labels.rows])
+    label = labels.values[:, column]
+    inside = (found.lower <= label) & (label <= found.upper)
+    measured: list[ProviderMetrics] = []
+    for name in np.unique(providers):
+        rows = providers == name
+        count = int(rows.sum())
+        measured.append(
+            ProviderMetrics(
+                provider=str(name),
+                held_out_count=count,
+                median_value=float(np.median(found.value[rows])),
+                median_label=float(np.median(label[rows])),
+                spearman=spearman(found.value[rows], label[rows]) if count >= _FEWEST else 0.0,
+                coverage=float(inside[rows].mean()),
             )
         )
-    return metrics
+    return sorted(measured, key=lambda one: -one.held_out_count)

@@ -27,11 +27,13 @@ class Estimate:
         samples: [B, K].
         tokens: [B, T, K], of the completion's tokens; meaningless elsewhere.
         features: [B, F], pooled; what the out-of-distribution score looks at.
+        lengths: [B, 2], logarithms of the completion's and the prompt's tokens, centred.
     """
 
     samples: Tensor
     tokens: Tensor
     features: Tensor
+    lengths: Tensor
 
 
 class Proxy(nn.Module):
@@ -83,6 +85,7 @@ class Proxy(nn.Module):
             samples=self.sample_head(self.dropout(hidden)),
             tokens=self.token_head(states),
             features=mean,
+            lengths=lengths,
         )
 
 

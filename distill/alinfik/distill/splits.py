@@ -11,9 +11,6 @@ from itertools import pairwise
 from typing import Literal, cast
 
 import numpy as np
-from datasketch import MinHash, MinHashLSH
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 from alinfik.distill.rows import Row
 
@@ -75,6 +72,10 @@ def families(rows: Sequence[Row], keys: Sequence[str]) -> list[int]:
     Returns:
         N numbers, the same within a family.
     """
+    # Here as below, since they take a second to load and labelling does not need them.
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
     pairs = [*_same(keys), *_near_duplicates(rows)]
     first, second = np.array(pairs, dtype=np.int64).reshape(-1, 2).T
     size = len(rows)
@@ -88,6 +89,8 @@ def _same(keys: Sequence[str]) -> Iterable[tuple[int, int]]:
 
 
 def _near_duplicates(rows: Sequence[Row]) -> Iterable[tuple[int, int]]:
+    from datasketch import MinHash, MinHashLSH
+
     index = MinHashLSH(threshold=_NEAR, num_perm=_PERMUTATIONS)
     sketches = MinHash.generator(map(_shingles, rows), num_perm=_PERMUTATIONS)
     for number, sketch in enumerate(sketches):

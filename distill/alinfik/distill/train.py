@@ -14,11 +14,12 @@ from tokenizers import Tokenizer
 from alinfik.command import CommandError
 from alinfik.distill import bundle as files
 from alinfik.distill.batches import pad
-from alinfik.distill.calibrate import ServedModel, conformal_width
+from alinfik.distill.calibrate import ServedModel, described
 from alinfik.distill.checkpoint import Checkpoint
 from alinfik.distill.encoding import Encoder
 from alinfik.distill.export import OnnxModel, export_error, export_onnx
 from alinfik.distill.fit import Plan, Training, estimate, fit
+from alinfik.distill.intervals import Spread, conformal_width
 from alinfik.distill.labels import Labels, read_labels
 from alinfik.distill.llm import choose_device, load_tokenizer, model_source
 from alinfik.distill.measure import measure, predict
@@ -143,10 +144,19 @@ def _distil(settings: Train, proxy: Proxy, labels: Labels, parts: Parts) -> Serv
     checkpoint.discard()
     proxy.cpu()
     scale.cpu()
-    estimates, _ = estimate(proxy, calibration.samples, pad_id)
-    fitted = scale.fit(torch.tensor(calibration.values, dtype=torch.float32)).double().numpy()
-    _, features = estimate(proxy, training.samples, pad_id)
-    return ServedModel(proxy, scale, conformal_width(estimates - fitted), features).eval()
+
+    def residuals(part: Labels) -> tuple[Floats, Floats]:
+        """What describes the samples [N, F'], and by how much the proxy is off [N, K]."""
+        found = estimate(proxy, part.samples, pad_id)
+        fitted = scale.fit(torch.tensor(part.values, dtype=torch.float32))
+        return described(found).double().numpy(), (found.samples - fitted).double().numpy()
+
+    spread = Spread(*residuals(validation))
+    descriptions, away = residuals(calibration)
+    sizes = spread(torch.tensor(descriptions, dtype=torch.float32)).double().numpy()
+    half_width = conformal_width(np.abs(away) / sizes)
+    features = estimate(proxy, training.samples, pad_id).features.double().numpy()
+    return ServedModel(proxy, scale, spread, half_width, features).eval()
 
 
 def _training(labels: Labels) -> Training:
@@ -166,7 +176,7 @@ def _write_bundle(
 
     predictions = predict(onnx, labels.samples, encoding.pad_id)
     unseen, unseen_predictions = labels.take(held_out), predictions.take(held_out)
-    metrics = measure(unseen_predictions, unseen)
+    metrics = measure(unseen_predictions, unseen, labels.take(parts["train"]))
     metrics.export_error = error
 
     manifest = BundleManifest()

@@ -470,6 +470,12 @@ class TargetMetrics(_message.Message):
     PEARSON_FIELD_NUMBER: _builtins.int
     LENGTH_SPEARMAN_FIELD_NUMBER: _builtins.int
     COVERAGE_FIELD_NUMBER: _builtins.int
+    TFIDF_SPEARMAN_FIELD_NUMBER: _builtins.int
+    TOP_TENTH_OVERLAP_FIELD_NUMBER: _builtins.int
+    TOP_TENTH_NDCG_FIELD_NUMBER: _builtins.int
+    RELATIVE_WIDTH_FIELD_NUMBER: _builtins.int
+    TENTH_COVERAGE_FIELD_NUMBER: _builtins.int
+    PROVIDERS_FIELD_NUMBER: _builtins.int
     target: _builtins.str
     spearman: _builtins.float
     pearson: _builtins.float
@@ -477,6 +483,26 @@ class TargetMetrics(_message.Message):
     """Spearman of the better of token count and its negative: what length alone gives."""
     coverage: _builtins.float
     """Share of held-out labels inside [lower, upper]; 0.9 is meant."""
+    tfidf_spearman: _builtins.float
+    """Spearman of a ridge regression on TF-IDF of words and pairs of words, fitted to the labels that
+    the proxy was trained on: what the words alone give.
+    """
+    top_tenth_overlap: _builtins.float
+    """Share of the tenth with the highest labels that is also in the tenth with the highest values."""
+    top_tenth_ndcg: _builtins.float
+    """Normalised discounted cumulative gain of the tenth with the highest values, a label's gain being
+    its rank from 0 to 1.
+    """
+    relative_width: _builtins.float
+    """Mean width of the intervals over that of intervals of one width which cover as many labels."""
+    @_builtins.property
+    def tenth_coverage(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """Share of labels inside their intervals by tenth of the values, lowest first."""
+
+    @_builtins.property
+    def providers(self) -> _containers.RepeatedCompositeFieldContainer[Global___ProviderMetrics]:
+        """Of every provider with held-out samples, most samples first."""
+
     def __init__(
         self,
         *,
@@ -485,11 +511,53 @@ class TargetMetrics(_message.Message):
         pearson: _builtins.float = ...,
         length_spearman: _builtins.float = ...,
         coverage: _builtins.float = ...,
+        tfidf_spearman: _builtins.float = ...,
+        top_tenth_overlap: _builtins.float = ...,
+        top_tenth_ndcg: _builtins.float = ...,
+        relative_width: _builtins.float = ...,
+        tenth_coverage: _abc.Iterable[_builtins.float] | None = ...,
+        providers: _abc.Iterable[Global___ProviderMetrics] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["coverage", b"coverage", "length_spearman", b"length_spearman", "pearson", b"pearson", "spearman", b"spearman", "target", b"target"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["coverage", b"coverage", "length_spearman", b"length_spearman", "pearson", b"pearson", "providers", b"providers", "relative_width", b"relative_width", "spearman", b"spearman", "target", b"target", "tenth_coverage", b"tenth_coverage", "tfidf_spearman", b"tfidf_spearman", "top_tenth_ndcg", b"top_tenth_ndcg", "top_tenth_overlap", b"top_tenth_overlap"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___TargetMetrics: _TypeAlias = TargetMetrics  # noqa: Y015
+
+@_typing.final
+class ProviderMetrics(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PROVIDER_FIELD_NUMBER: _builtins.int
+    HELD_OUT_COUNT_FIELD_NUMBER: _builtins.int
+    MEDIAN_VALUE_FIELD_NUMBER: _builtins.int
+    MEDIAN_LABEL_FIELD_NUMBER: _builtins.int
+    SPEARMAN_FIELD_NUMBER: _builtins.int
+    COVERAGE_FIELD_NUMBER: _builtins.int
+    provider: _builtins.str
+    """Empty for samples of no provider."""
+    held_out_count: _builtins.int
+    median_value: _builtins.float
+    median_label: _builtins.float
+    spearman: _builtins.float
+    """Zero where there are fewer than 8 samples, too few to rank."""
+    coverage: _builtins.float
+    def __init__(
+        self,
+        *,
+        provider: _builtins.str = ...,
+        held_out_count: _builtins.int = ...,
+        median_value: _builtins.float = ...,
+        median_label: _builtins.float = ...,
+        spearman: _builtins.float = ...,
+        coverage: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["coverage", b"coverage", "held_out_count", b"held_out_count", "median_label", b"median_label", "median_value", b"median_value", "provider", b"provider", "spearman", b"spearman"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ProviderMetrics: _TypeAlias = ProviderMetrics  # noqa: Y015

@@ -1,0 +1,72 @@
+"""How far a value may be from its label: intervals that are wide where the proxy errs.
+
+In: residuals of samples that were not trained on. Out: a module that says how wide every sample's
+interval is to be, and the width, on the fitted scale. Split conformal prediction with a normalised
+score (Lei et al. 2018, section 5.2, arXiv 1604.04173): a small regression says how large a residual
+to expect; one part of the data fits it, another finds the multiple of it that covers. Knows nothing
+of the proxy.
+"""
+
+import math
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+Floats = NDArray[np.float64]
+
+COVERAGE = 0.9
+
+# Of the median absolute residual: one that happens to be zero says little of the next.
+_FLOOR_SHARE = 0.1
+# The regression may say that a residual is so many times as large as the middle one, or as small.
+_MOST = math.log(4.0)
+_PENALTIES = np.logspace(0, 6, 13)
+
+
+class Spread(nn.Module):
+    """Expected size of a sample's residual: log-linear in what describes the sample.
+
+    Args:
+        features: [N, F], of samples that were not trained on.
+        residuals: [N, K], estimate minus label on the fitted scale, of the same samples.
+    """
+
+    def __init__(self, features: Floats, residuals: Floats) -> None:
+        super().__init__()
+        from sklearn.linear_model import RidgeCV  # takes a second to load
+
+        sizes = np.abs(residuals)
+        floor = np.maximum(_FLOOR_SHARE * np.median(sizes, axis=0), 1e-6)
+        logs = np.log(sizes + floor)
+        centre, deviation = features.mean(axis=0), np.maximum(features.std(axis=0), 1e-6)
+        standard = (features - centre) / deviation
+        weights = [
+            # Its penalty is chosen by leaving one sample out, so that noise gives a constant width.
+            RidgeCV(_PENALTIES).fit(standard, logs[:, target]).coef_
+            for target in range(logs.shape[1])
+        ]
+        self.centre = nn.Buffer(torch.tensor(centre, dtype=torch.float32))
+        self.deviation = nn.Buffer(torch.tensor(deviation, dtype=torch.float32))
+        self.weights = nn.Buffer(torch.tensor(np.array(weights), dtype=torch.float32))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Return sizes [B, K] for features [B, F], over that of a middling sample."""
+        logs = ((features - self.centre) / self.deviation) @ self.weights.T
+        return logs.clamp(-_MOST, _MOST).exp()
+
+
+def conformal_width(scores: Floats, coverage: float = COVERAGE) -> Floats:
+    """Return the score that a new sample stays under with the given probability, a target each.
+
+    Split conformal prediction (Vovk et al. 2005): the ceil((n + 1) * coverage)-th smallest of n.
+
+    Args:
+        scores: [N, K], absolute residuals over their expected size, of samples that neither the
+            proxy nor its `Spread` was fitted to.
+        coverage: the wanted probability.
+    """
+    count = len(scores)
+    rank = min(math.ceil((count + 1) * coverage), count)
+    return np.sort(scores, axis=0)[rank - 1]
