@@ -264,8 +264,12 @@ class Session:
                 self._consumer.seek(partition, start)
 
 
+# The coordinator answers a fenced producer by the one, a partition's leader by the other.
+_FENCED = ("ProducerFenced", "InvalidProducerEpoch")
+
+
 def _describe(error: Exception) -> str:
-    # kafka-python wraps it in errors of other types.
-    if "ProducerFenced" in str(error):
+    # kafka-python wraps them in errors of other types.
+    if any(name in str(error) for name in _FENCED):
         return "a transaction timed out, or another server of the group has this --kafka-instance"
     return str(error)
