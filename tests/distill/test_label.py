@@ -87,13 +87,21 @@ def test_an_interrupted_run_goes_on_where_it_stopped(settings: Label) -> None:
     whole = read_labels(settings.out)
     untouched = (settings.out / "part-00000.parquet").stat().st_mtime_ns
     (settings.out / "part-00002.parquet").unlink()
-    (settings.out / ".part-00003.parquet").write_bytes(b"half a shard")
+    (settings.out / ".part-00003.parquet.77").write_bytes(b"half a shard")
     (settings.out / "manifest.json").unlink()
     with pytest.raises(LabelsError, match="is incomplete"):
         read_labels(settings.out)
     label(settings)
     assert read_labels(settings.out).table.equals(whole.table)
     assert (settings.out / "part-00000.parquet").stat().st_mtime_ns == untouched
+    assert not list(settings.out.glob(".*"))
+
+
+def test_a_run_killed_before_its_first_file_goes_on(settings: Label) -> None:
+    settings.out.mkdir()
+    (settings.out / ".run.json.77").write_text('{"finger')
+    label(settings)
+    assert len(read_labels(settings.out)) == 20
     assert not list(settings.out.glob(".*"))
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from alinfik.distill.disk import new_file
+from alinfik.distill.disk import new_file, remove_leftovers
 
 State = dict[str, Any]
 
@@ -51,3 +51,4 @@ class Checkpoint:
     def discard(self) -> None:
         """Delete what is kept: the training is over."""
         self._path.unlink(missing_ok=True)
+        remove_leftovers(self._path)

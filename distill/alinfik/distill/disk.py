@@ -19,6 +19,12 @@ class DiskFullError(FailedError):
     """A file that there is no room for; what was written before it is whole."""
 
 
+def remove_leftovers(path: Path) -> None:
+    """Delete what processes that were killed while they wrote a file left beside it."""
+    for leftover in path.parent.glob(f".{path.name}.*"):
+        leftover.unlink(missing_ok=True)
+
+
 @contextmanager
 def new_file(path: Path) -> Generator[Path]:
     """Write a file under a temporary name beside it, renamed once it is whole.

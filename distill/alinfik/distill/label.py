@@ -5,7 +5,8 @@ import math
 import platform
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import closing
 from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -207,8 +208,10 @@ def label(settings: Label) -> None:
         job = Job.of(recipe, llm, gradients)
         with progress("label pool", pool.size) as advance:
             shards = _missing_shards(settings, missing, advance)
-            for number, table in _labelled(settings, job, llm, shards, advance):
-                writer.write_shard(number, table)
+            # Closed at once where a shard cannot be written: its workers would finish theirs first.
+            with closing(_labelled(settings, job, llm, shards, advance)) as labelled:
+                for number, table in labelled:
+                    writer.write_shard(number, table)
     writer.finish(manifest)
 
 
@@ -243,7 +246,7 @@ def _missing_shards(settings: Label, missing: set[int], advance: Advance) -> Ite
 
 def _labelled(
     settings: Label, job: Job, llm: LLM, shards: Iterator[Shard], advance: Advance
-) -> Iterator[tuple[int, pa.Table]]:
+) -> Generator[tuple[int, pa.Table]]:
     if settings.engine == "ray":
         return label_on_ray(job, shards, settings.workers, advance)
     devices = local_devices(settings.workers)

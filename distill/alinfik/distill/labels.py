@@ -23,7 +23,7 @@ from google.protobuf import json_format
 from numpy.typing import NDArray
 
 from alinfik.command import CommandError
-from alinfik.distill.disk import new_file
+from alinfik.distill.disk import new_file, remove_leftovers
 from alinfik.distill.encoding import Encoded
 from alinfik.distill.samples import Row
 from alinfik.distill.values import TokenSplit
@@ -75,14 +75,14 @@ class LabelsWriter:
         self._directory = directory
         directory.mkdir(parents=True, exist_ok=True)
         run = directory / RUN
+        for path in (run, directory / MANIFEST, directory / "part-*.parquet"):
+            remove_leftovers(path)
         if run.exists():
             _refuse_other_run(directory, json.loads(run.read_text())["fingerprint"], fingerprint)
         else:
             if any(directory.iterdir()):
                 raise LabelsError(f"{directory} holds something else; give --out a new directory")
             write_atomically(run, json.dumps({"fingerprint": fingerprint, **record}, indent=2))
-        for leftover in directory.glob(".part-*"):
-            leftover.unlink()
 
     def has_shard(self, number: int) -> bool:
         """Whether an earlier run has written shard ``number``."""

@@ -5,9 +5,10 @@ Ray's object store, so that workers need the model and no file of ours. Knows no
 """
 
 import logging
+import math
 import os
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from dataclasses import asdict
 from typing import Any
 
@@ -44,7 +45,7 @@ class _Worker:
 
 def label_on_ray(
     job: Job, shards: Iterable[Shard], workers: int | None, advance: Advance
-) -> Iterator[tuple[int, pa.Table]]:
+) -> Generator[tuple[int, pa.Table]]:
     """Value shards on the cluster that `RAY_ADDRESS` names, or one that is begun on this machine.
 
     Args:
@@ -116,16 +117,18 @@ def _connect(ray: Any) -> None:
 
 
 def _resources(ray: Any, workers: int | None) -> dict[str, Any]:
-    """Say how many workers there are, and what each of them is given."""
-    there = ray.cluster_resources()
-    gpus = int(there.get("GPU", 0))
-    machines = sum(node["Alive"] for node in ray.nodes())
-    count = workers or gpus or machines
+    """Say how many workers there are, and what each is given: no more than every machine can."""
+    machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    machines = [there for there in machines if there.get("CPU", 0) >= 1]
+    gpus = int(sum(there.get("GPU", 0) for there in machines))
+    count = workers or gpus or len(machines)
     pool = ray.data.ActorPoolStrategy(size=count)
     if gpus:
         # Beside a GPU a worker tokenises, no more.
-        return {"compute": pool, "num_gpus": min(1.0, gpus / count)}
-    return {"compute": pool, "num_cpus": max(1, int(there["CPU"]) // count)}
+        return {"compute": pool, "num_gpus": 1 / math.ceil(count / gpus)}
+    smallest = int(min(there["CPU"] for there in machines))
+    side_by_side = math.ceil(count / len(machines))
+    return {"compute": pool, "num_cpus": max(1, smallest // side_by_side)}
 
 
 def _block(shard: Shard) -> pa.Table:

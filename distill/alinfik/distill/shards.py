@@ -8,7 +8,7 @@ import itertools
 import os
 import signal
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -51,7 +51,7 @@ def local_devices(workers: int | None) -> list[torch.device]:
 
 def label_here(
     labeller: Labeller, shards: Iterable[Shard], advance: Advance
-) -> Iterator[tuple[int, pa.Table]]:
+) -> Generator[tuple[int, pa.Table]]:
     """Value shards one after the other in this process."""
     for shard in shards:
         yield shard.number, labeller.label(shard.rows, advance)
@@ -59,7 +59,7 @@ def label_here(
 
 def label_in_processes(
     job: Job, shards: Iterable[Shard], devices: list[torch.device], advance: Advance
-) -> Iterator[tuple[int, pa.Table]]:
+) -> Generator[tuple[int, pa.Table]]:
     """Value shards in a process a device; at most two shards a device are in memory.
 
     Raises:
