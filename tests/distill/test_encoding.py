@@ -48,6 +48,24 @@ def test_server_and_distiller_encode_alike(
     assert theirs.truncated == ours.truncated
 
 
+@given(encoding=encodings, prompt=texts, completion=texts)
+def test_every_token_says_which_characters_it_stands_for(
+    tokenizer: Tokenizer, encoding: Encoding, prompt: str, completion: str
+) -> None:
+    row = Row(id="1", provider="", prompt=prompt, completion=completion, group="")
+    encoder = Encoder(tokenizer, encoding)
+    encoded, spans = encoder.encode([row])[0], encoder.spans([row])[0]
+    assert len(spans) == len(encoded)
+    assert (spans[:, 0] <= spans[:, 1]).all()
+    start = encoded.completion_start
+    assert (spans[:start] <= len(prompt)).all()
+    assert (spans[start:] >= len(prompt)).all()
+    assert (spans <= len(prompt) + len(completion)).all()
+    covered = {place for begin, end in spans for place in range(begin, end)}
+    if not encoded.truncated:
+        assert covered == set(range(len(prompt) + len(completion)))
+
+
 @given(encoding=encodings, prompt=texts, completion=st.text(min_size=1, max_size=60))
 def test_a_sample_keeps_to_the_limit_and_keeps_some_completion(
     tokenizer: Tokenizer, encoding: Encoding, prompt: str, completion: str

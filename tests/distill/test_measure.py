@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
 
-from alinfik.distill.measure import TargetPredictions, measure_target, spearman
+from alinfik.distill.measure import TargetPredictions, measure_target
+from alinfik.distill.ranks import spearman
 
 
 def predictions(value: np.ndarray, width: float) -> TargetPredictions:

@@ -5,7 +5,9 @@ from pathlib import Path
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
+    AutoModel,
     AutoModelForCausalLM,
+    BertConfig,
     GemmaConfig,
     GPT2Config,
     GPTNeoXConfig,
@@ -72,6 +74,37 @@ def write_llm(directory: Path, config: PreTrainedConfig, seed: int = 0) -> Path:
             torch.nn.init.normal_(weight, std=0.2)
     model.save_pretrained(directory)
     _tokenizer().save_pretrained(directory)
+    return directory
+
+
+def write_encoder(directory: Path) -> Path:
+    """Write a random bidirectional encoder with a tokenizer of whole words."""
+    tokenizer = Tokenizer(models.WordLevel(unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
+    trainer = trainers.WordLevelTrainer(special_tokens=special, show_progress=False)
+    tokenizer.train_from_iterator(_TEXT, trainer)
+    # Files of encoders ask for both; the encoding is what decides.
+    tokenizer.enable_truncation(8)
+    tokenizer.enable_padding(length=8)
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=tokenizer.get_vocab_size(),
+        hidden_size=128,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=96,
+        pad_token_id=0,
+    )
+    AutoModel.from_config(config).save_pretrained(directory)
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        unk_token="[UNK]",
+        pad_token="[PAD]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+    ).save_pretrained(directory)
     return directory
 
 

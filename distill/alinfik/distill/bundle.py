@@ -20,6 +20,8 @@ from alinfik.v1 import BundleManifest, FileDigest
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 MODEL = "model.onnx"
+QUANTISED = "model.int8.onnx"
+EXPLAIN = "explain.onnx"
 TOKENIZER = "tokenizer.json"
 REPORT = "report.html"
 METRICS = "metrics.json"

@@ -3,13 +3,18 @@
 All of it is arithmetic inside the exported graph: the server only runs it.
 """
 
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from alinfik.distill.intervals import Spread
+from alinfik.distill.losses import Reduction
 from alinfik.distill.proxy import Estimate, Proxy
+from alinfik.distill.strangeness import Strangeness
+from alinfik.distill.values import TokenSplit
 
 Floats = NDArray[np.float64]
 
@@ -46,6 +51,23 @@ class FittedScale(nn.Module):
         return (held * self.deviation + self.centre).sinh() * self.unit
 
 
+@dataclass(frozen=True)
+class Scales:
+    """The scales that a proxy was trained on.
+
+    Attributes:
+        samples: of the labels.
+        tokens: of the token values; None where labels are not split over tokens.
+    """
+
+    samples: FittedScale
+    tokens: FittedScale | None
+
+    def to(self, device: torch.device) -> "Scales":
+        """Return both on a device."""
+        return Scales(self.samples.to(device), self.tokens and self.tokens.to(device))
+
+
 class ServedModel(nn.Module):
     """What is exported: the trained proxy, its scale, its intervals, its strangeness score.
 
@@ -54,7 +76,7 @@ class ServedModel(nn.Module):
         scale: the scale that it was trained on.
         spread: how large a residual to expect, from `described`.
         half_width: [K], on the fitted scale, of a sample of middling spread.
-        features: [N, F], pooled features of the training samples.
+        strangeness: gives the out-of-distribution score.
     """
 
     def __init__(
@@ -63,39 +85,70 @@ class ServedModel(nn.Module):
         scale: FittedScale,
         spread: Spread,
         half_width: Floats,
-        features: Floats,
+        strangeness: Strangeness,
     ) -> None:
         super().__init__()
         self.proxy = proxy
         self.scale = scale
         self.spread = spread
         self.half_width = nn.Buffer(torch.tensor(half_width, dtype=torch.float32))
-        # Here, since it takes a second to load and labelling does not need it.
-        from sklearn.covariance import LedoitWolf
-
-        # Shrunk, since there can be fewer training samples than features.
-        cloud = LedoitWolf().fit(features)
-        self.feature_mean = nn.Buffer(torch.tensor(cloud.location_, dtype=torch.float32))
-        self.feature_precision = nn.Buffer(torch.tensor(cloud.precision_, dtype=torch.float32))
+        self.strangeness = strangeness
 
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor, completion_mask: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Return value, lower, upper [B, K] in the label's unit, and ood [B].
-
-        `ood` is the Mahalanobis distance of the pooled features from the training samples', over
-        the square root of their number: about 1 for a sample like those.
-        """
+        """Return value, lower, upper [B, K] in the label's unit, and ood [B]."""
         estimate = self.proxy(input_ids, attention_mask, completion_mask)
-        away = estimate.features - self.feature_mean
         half_width = self.half_width * self.spread(described(estimate))
-        squared = ((away @ self.feature_precision) * away).sum(dim=-1)
         return (
             self.scale.restore(estimate.samples),
             self.scale.restore(estimate.samples - half_width),
             self.scale.restore(estimate.samples + half_width),
-            (squared.clamp(min=0) / away.shape[-1]).sqrt(),
+            self.strangeness(input_ids, attention_mask),
         )
+
+
+class TokenModel(nn.Module):
+    """What explains a value: every token's share of it.
+
+    Args:
+        proxy: trained, on token values too.
+        scale: of labels.
+        token_scale: of token values.
+        split: over which tokens labels are split.
+        reduction: how token values make a label.
+    """
+
+    def __init__(
+        self,
+        proxy: Proxy,
+        scale: FittedScale,
+        token_scale: FittedScale,
+        *,
+        split: TokenSplit,
+        reduction: Reduction,
+    ) -> None:
+        super().__init__()
+        self.proxy = proxy
+        self.scale = scale
+        self.token_scale = token_scale
+        self._split = split
+        self._reduction = reduction
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, completion_mask: Tensor) -> Tensor:
+        """Return token values [B, T, K] that reduce to the value, 0 off the tokens that have one.
+
+        What the estimates of tokens lack to the sample's own is shared out evenly among them.
+        """
+        estimate = self.proxy(input_ids, attention_mask, completion_mask)
+        mask = completion_mask if self._split == "loss" else attention_mask
+        counted = mask.to(torch.float32).unsqueeze(-1)
+        tokens = self.token_scale.restore(estimate.tokens) * counted
+        total = self.scale.restore(estimate.samples)
+        if self._reduction == "mean":
+            total = total * completion_mask.sum(dim=1, keepdim=True)
+        lacking = (total - tokens.sum(dim=1)) / counted.sum(dim=1)
+        return tokens + lacking.unsqueeze(1) * counted
 
 
 def described(estimate: Estimate) -> Tensor:

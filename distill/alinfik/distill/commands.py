@@ -3,6 +3,7 @@
 from pydantic_settings import BaseSettings, CliApp, CliSubCommand
 
 from alinfik.distill.evaluate import Evaluate
+from alinfik.distill.explain import Explain
 from alinfik.distill.label import Label
 from alinfik.distill.settings import SETTINGS
 from alinfik.distill.train import Train
@@ -19,6 +20,7 @@ class Distill(BaseSettings):
     label: CliSubCommand[Label]
     train: CliSubCommand[Train]
     evaluate: CliSubCommand[Evaluate]
+    explain: CliSubCommand[Explain]
 
     def cli_cmd(self) -> None:
         """Run the sub-command."""

@@ -7,8 +7,9 @@ from pydantic import Field
 from pydantic_settings import BaseSettings
 from tokenizers import Tokenizer
 
-from alinfik.distill.bundle import MODEL, TOKENIZER, read_manifest
+from alinfik.distill.bundle import EXPLAIN, MODEL, TOKENIZER, read_manifest
 from alinfik.distill.encoding import Encoder
+from alinfik.distill.explain import Explainer
 from alinfik.distill.export import OnnxModel
 from alinfik.distill.labels import read_labels
 from alinfik.distill.measure import EvaluationError, measure, predict
@@ -56,5 +57,6 @@ def evaluate(bundle: Path, labels_directory: Path, report: Path) -> Metrics:
     metrics = measure(predictions, held_out, labels.take(parts["train"]))
     metrics.export_error = manifest.metrics.export_error
     manifest.metrics.CopyFrom(metrics)
-    write_report(report, manifest, held_out, predictions)
+    explainer = Explainer(bundle, manifest) if EXPLAIN in manifest.files else None
+    write_report(report, manifest, held_out, predictions, explainer)
     return metrics

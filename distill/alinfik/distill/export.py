@@ -8,13 +8,15 @@ import numpy as np
 import onnxruntime
 import torch
 from numpy.typing import NDArray
+from torch import Tensor, nn
 
 from alinfik.command import CommandError
 from alinfik.distill.batches import Batch
-from alinfik.distill.calibrate import ServedModel
+from alinfik.distill.calibrate import ServedModel, TokenModel
 
 INPUTS = ("input_ids", "attention_mask", "completion_mask")
 OUTPUTS = ("value", "lower", "upper", "ood")
+TOKEN_OUTPUTS = ("token_values",)
 
 # Largest difference from torch, as a share of the values' standard deviation, that may ship.
 # float32 rounding gives about 1e-6.
@@ -31,21 +33,42 @@ class OnnxModel:
     """An exported model in ONNX Runtime, on the CPU.
 
     Args:
-        path: `model.onnx` of a bundle.
+        path: `model.onnx` or `model.int8.onnx` of a bundle.
     """
 
     def __init__(self, path: Path) -> None:
-        self._session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+        self._session = _session(path)
 
     def run(self, batch: Batch) -> tuple[Floats, Floats, Floats, Floats]:
         """Return value, lower, upper [B, K] and ood [B]."""
-        tensors = (batch.input_ids, batch.attention_mask, batch.completion_mask)
-        feed = {name: tensor.numpy() for name, tensor in zip(INPUTS, tensors, strict=True)}
-        value, lower, upper, ood = (
-            np.asarray(output, dtype=np.float32)
-            for output in self._session.run(list(OUTPUTS), feed)
-        )
+        value, lower, upper, ood = _run(self._session, OUTPUTS, batch)
         return value, lower, upper, ood
+
+
+class TokenOnnxModel:
+    """An exported model of token values in ONNX Runtime, on the CPU.
+
+    Args:
+        path: `explain.onnx` of a bundle.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._session = _session(path)
+
+    def run(self, batch: Batch) -> Floats:
+        """Return token values [B, T, K], which reduce to the values."""
+        return _run(self._session, TOKEN_OUTPUTS, batch)[0]
+
+
+def _session(path: Path) -> onnxruntime.InferenceSession:
+    return onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+
+
+def _run(
+    session: onnxruntime.InferenceSession, outputs: tuple[str, ...], batch: Batch
+) -> list[Floats]:
+    feed = {name: tensor.numpy() for name, tensor in zip(INPUTS, _inputs(batch), strict=True)}
+    return [np.asarray(output, dtype=np.float32) for output in session.run(list(outputs), feed)]
 
 
 def export_onnx(model: ServedModel, example: Batch, path: Path) -> None:
@@ -53,9 +76,27 @@ def export_onnx(model: ServedModel, example: Batch, path: Path) -> None:
 
     Args:
         model: in evaluation mode, on the CPU.
-        example: at least two samples of at least two tokens, to trace with.
+        example: at least two samples of at least three tokens, to trace with.
         path: the file to write.
     """
+    _export(model, OUTPUTS, example, path)
+
+
+def export_tokens(model: TokenModel, example: Batch, path: Path) -> None:
+    """Write a model that gives token values, with dynamic batch and length, as one file.
+
+    Raises:
+        ExportError: ONNX Runtime does not give what torch gives.
+    """
+    _export(model, TOKEN_OUTPUTS, example, path)
+    with torch.no_grad():
+        expected = model(example.input_ids, example.attention_mask, example.completion_mask)
+    found = TokenOnnxModel(path).run(example)
+    spread = max(float(expected.std()), 1e-12)
+    _check_parity(float(np.abs(found - expected.numpy()).max()) / spread)
+
+
+def _export(model: nn.Module, outputs: tuple[str, ...], example: Batch, path: Path) -> None:
     rows, tokens = torch.export.Dim("batch", min=1), torch.export.Dim("tokens", min=1)
     # The exporter tells its user how to name axes and which torchvision operators it lacks.
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
@@ -63,16 +104,21 @@ def export_onnx(model: ServedModel, example: Batch, path: Path) -> None:
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
             model,
-            (example.input_ids, example.attention_mask, example.completion_mask),
+            _inputs(example),
             dynamo=True,
             verbose=False,
             input_names=list(INPUTS),
-            output_names=list(OUTPUTS),
+            output_names=list(outputs),
             dynamic_shapes=({0: rows, 1: tokens},) * len(INPUTS),
         )
     if program is None:
         raise ExportError("torch.onnx.export gave no program")
     program.save(path, external_data=False)
+
+
+def _inputs(batch: Batch) -> tuple[Tensor, ...]:
+    """The batch's tensors, in the order of `INPUTS`."""
+    return batch.input_ids, batch.attention_mask, batch.completion_mask
 
 
 @torch.no_grad()
@@ -88,9 +134,13 @@ def export_error(model: ServedModel, onnx: OnnxModel, batch: Batch) -> float:
         float(np.abs(there - here.numpy()).max()) / (spread if name != "ood" else 1.0)
         for name, here, there in zip(OUTPUTS, expected, onnx.run(batch), strict=True)
     )
+    _check_parity(error)
+    return error
+
+
+def _check_parity(error: float) -> None:
     if not error <= PARITY_LIMIT:
         raise ExportError(
             f"the exported model is {error:.2g} standard deviations away from the trained "
             f"one, more than {PARITY_LIMIT:g}; it is not written"
         )
-    return error

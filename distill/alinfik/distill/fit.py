@@ -16,38 +16,20 @@ from torch.nn.functional import huber_loss
 
 from alinfik.command import progress
 from alinfik.distill.batches import Batch, batched_by_length
-from alinfik.distill.calibrate import FittedScale
+from alinfik.distill.calibrate import FittedScale, Scales
 from alinfik.distill.checkpoint import Checkpoint, State
 from alinfik.distill.encoding import Encoded
 from alinfik.distill.llm import choose_dtype
 from alinfik.distill.proxy import Estimate, Proxy
-from alinfik.distill.values import TokenSplit
+from alinfik.distill.ranks import spearman
+from alinfik.distill.training_data import Training
 
 Floats = NDArray[np.float64]
 
-# The trained backbone moves a tenth as far as the fresh heads do.
 _HEAD_RATE = 1e-3
-_BACKBONE_RATE = 1e-4
 _WARM_UP_SHARE = 0.1
 # One label a sample is little to learn from; its tokens' values are some fifty more.
 _TOKEN_WEIGHT = 0.5
-
-
-@dataclass(frozen=True)
-class Training:
-    """Samples with what is to be learnt of them: N, for K targets.
-
-    Attributes:
-        samples: encoded, N.
-        labels: [N, K].
-        token_values: N arrays [tokens, K]; none where labels are not split over tokens.
-        split: over which tokens.
-    """
-
-    samples: Sequence[Encoded]
-    labels: Floats
-    token_values: Sequence[Floats]
-    split: TokenSplit
 
 
 @dataclass(frozen=True)
@@ -71,8 +53,8 @@ class Plan:
 
 def fit(
     proxy: Proxy, data: Training, validation: Training, plan: Plan, checkpoint: Checkpoint
-) -> FittedScale:
-    """Train ``proxy`` in place and return the scale that it was trained on.
+) -> Scales:
+    """Train ``proxy`` in place and return the scales that it was trained on.
 
     The loss is Huber's on the fitted scale, on samples and, at half weight, on tokens. Embeddings
     stay as they are: a few thousand samples touch a few of them. Of all epochs the one is kept
@@ -108,7 +90,7 @@ def fit(
             )
     proxy.load_state_dict(best_weights)
     proxy.eval()
-    return run.scale
+    return run.scales
 
 
 class _Run:
@@ -119,9 +101,8 @@ class _Run:
         self._data = data
         self._seed = plan.seed
         self._device = next(proxy.parameters()).device
-        self.scale = FittedScale(data.labels).to(self._device)
-        tokens = np.concatenate([*data.token_values, np.zeros((0, data.labels.shape[1]))])
-        self._token_scale = FittedScale(tokens).to(self._device) if len(tokens) else None
+        tokens = FittedScale(np.concatenate(data.token_values)) if data.token_values else None
+        self.scales = Scales(FittedScale(data.labels), tokens).to(self._device)
         self._batches = list(batched_by_length(data.samples, plan.batch_tokens, plan.pad_id))
         self._optimiser, self._schedule = _optimiser(proxy, plan.epochs * len(self._batches))
         self._half = choose_dtype("auto", self._device) == torch.bfloat16
@@ -162,12 +143,14 @@ class _Run:
         labels = torch.tensor(self._data.labels[batch.indices], dtype=torch.float32)
         with torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=self._half):
             estimate = self._proxy(here.input_ids, here.attention_mask, here.completion_mask)
-        loss = huber_loss(estimate.samples.float(), self.scale.fit(labels.to(self._device)))
-        if self._token_scale is None:
+        loss = huber_loss(
+            estimate.samples.float(), self.scales.samples.fit(labels.to(self._device))
+        )
+        if self.scales.tokens is None:
             return loss
         mask, values = _token_targets(self._data, batch)
         found = estimate.tokens.float()[mask.to(self._device)]
-        wanted = self._token_scale.fit(values.to(self._device))
+        wanted = self.scales.tokens.fit(values.to(self._device))
         return loss + _TOKEN_WEIGHT * huber_loss(found, wanted)
 
 
@@ -177,14 +160,12 @@ def _copy(weights: State) -> State:
 
 def _rank_correlation(proxy: Proxy, data: Training, plan: Plan) -> float:
     """Spearman's correlation of estimates with labels, in the mean over targets."""
-    from scipy.stats import spearmanr  # takes seconds to load
-
     estimates = estimate(proxy, data.samples, plan.pad_id).samples.numpy()
     found = [
-        float(spearmanr(estimates[:, target], data.labels[:, target]).statistic)
+        spearman(estimates[:, target], data.labels[:, target])
         for target in range(data.labels.shape[1])
     ]
-    return float(np.mean(np.nan_to_num(found)))
+    return float(np.mean(found))
 
 
 @torch.no_grad()
@@ -213,16 +194,14 @@ def _token_targets(data: Training, batch: Batch) -> tuple[Tensor, Tensor]:
 def _optimiser(
     proxy: Proxy, steps: int
 ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
-    backbone = [
-        weight
-        for module in proxy.backbone.modules()
-        if not isinstance(module, torch.nn.Embedding)
-        for weight in module.parameters(recurse=False)
-    ]
+    backbone = [weight for weight in proxy.backbone.parameters() if weight.requires_grad]
     inside = {id(weight) for weight in proxy.backbone.parameters()}
     heads = [weight for weight in proxy.parameters() if id(weight) not in inside]
     optimiser = torch.optim.AdamW(
-        [{"params": heads, "lr": _HEAD_RATE}, {"params": backbone, "lr": _BACKBONE_RATE}],
+        [
+            {"params": heads, "lr": _HEAD_RATE},
+            {"params": backbone, "lr": float(proxy.backbone.learning_rate)},
+        ],
         weight_decay=0.01,
     )
     warm_up = max(1, round(_WARM_UP_SHARE * steps))

@@ -3,8 +3,8 @@
 In: residuals of samples that were not trained on. Out: a module that says how wide every sample's
 interval is to be, and the width, on the fitted scale. Split conformal prediction with a normalised
 score (Lei et al. 2018, section 5.2, arXiv 1604.04173): a small regression says how large a residual
-to expect; one part of the data fits it, another finds the multiple of it that covers. Knows nothing
-of the proxy.
+to expect, and the multiple of it that covers is found on samples that a regression fitted to the
+others judged (cross-conformal prediction, Vovk 2015). Knows nothing of the proxy.
 """
 
 import math
@@ -20,6 +20,7 @@ COVERAGE = 0.9
 
 # Of the median absolute residual: one that happens to be zero says little of the next.
 _FLOOR_SHARE = 0.1
+_FOLDS = 5
 # The regression may say that a residual is so many times as large as the middle one, or as small.
 _MOST = math.log(4.0)
 _PENALTIES = np.logspace(0, 6, 13)
@@ -55,6 +56,22 @@ class Spread(nn.Module):
         """Return sizes [B, K] for features [B, F], over that of a middling sample."""
         logs = ((features - self.centre) / self.deviation) @ self.weights.T
         return logs.clamp(-_MOST, _MOST).exp()
+
+
+def calibrated(features: Floats, residuals: Floats) -> tuple[Spread, Floats]:
+    """Return how wide a sample's intervals are to be, and the half-width [K] of a middling one.
+
+    Args:
+        features: [N, F], of samples that the proxy was not trained on, in random order.
+        residuals: [N, K], of the same.
+    """
+    scores = np.empty_like(residuals)
+    for fold in range(_FOLDS):
+        judged = np.arange(len(residuals)) % _FOLDS == fold
+        spread = Spread(features[~judged], residuals[~judged])
+        sizes = spread(torch.tensor(features[judged], dtype=torch.float32)).double().numpy()
+        scores[judged] = np.abs(residuals[judged]) / sizes
+    return Spread(features, residuals), conformal_width(scores)
 
 
 def conformal_width(scores: Floats, coverage: float = COVERAGE) -> Floats:

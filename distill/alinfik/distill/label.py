@@ -19,6 +19,7 @@ from pydantic_settings import BaseSettings
 
 from alinfik.command import progress
 from alinfik.command.progress import Advance
+from alinfik.distill.ceiling import ceilings
 from alinfik.distill.gradient_cache import GradientCache
 from alinfik.distill.labeller import Job
 from alinfik.distill.labels import LabelsWriter
@@ -33,6 +34,7 @@ from alinfik.distill.shards import Shard, label_here, label_in_processes, local_
 from alinfik.distill.survey import Survey, survey
 from alinfik.distill.target import target_gradients
 from alinfik.distill.values import Normalisation
+from alinfik.v1 import BundleManifest, Target
 
 _RECORDED_PACKAGES = ("alinfik", "torch", "transformers", "tokenizers", "pyarrow")
 
@@ -134,6 +136,13 @@ class Label(BaseSettings):
         default=256, ge=1, description="samples a Parquet shard: what an interruption can cost"
     )
 
+    ceiling_samples: int = Field(
+        default=200,
+        ge=0,
+        description="samples of the pool to label by halves of each target, to see how well labels "
+        "can be trusted and whether the target is large enough; 0 leaves it out",
+    )
+
     engine: Literal["local", "ray"] = Field(
         default="local",
         description="`ray` labels on every machine of the cluster that RAY_ADDRESS names",
@@ -212,7 +221,47 @@ def label(settings: Label) -> None:
             with closing(_labelled(settings, job, llm, shards, advance)) as labelled:
                 for number, table in labelled:
                     writer.write_shard(number, table)
+    _measure_ceilings(settings, llm, recipe, targets, manifest)
     writer.finish(manifest)
+
+
+def _measure_ceilings(
+    settings: Label,
+    llm: LLM,
+    recipe: Recipe,
+    targets: dict[str, list[Row]],
+    manifest: BundleManifest,
+) -> None:
+    """Say, here and in the manifest, how well labels can be trusted and what would be enough."""
+    if not settings.ceiling_samples:
+        return
+    step = max(1, manifest.labels.sample_count // settings.ceiling_samples)
+    pool = itertools.islice(
+        read_pool(settings.pool, settings.fields, _bad_rows(settings)), 0, None, step
+    )
+    rows = list(itertools.islice(pool, settings.ceiling_samples))
+    found = ceilings(llm, recipe, targets, rows, GradientCache(settings.cache))
+    for target in manifest.targets:
+        if target.name in found:
+            ceiling = found[target.name]
+            target.half_spearman = ceiling.half_spearman
+            target.ceiling_spearman = ceiling.spearman
+            target.recommended_sample_count = ceiling.enough_samples
+            print(_advice(target), file=sys.stderr)
+
+
+def _advice(target: Target) -> str:
+    size, enough = target.sample_count, target.recommended_sample_count
+    agreement = (
+        f"target {target.name}: labels by its two halves agree at rank correlation "
+        f"{target.half_spearman:.2f}"
+    )
+    if not enough:
+        return f"{agreement}: its {size} samples are far too few, or of too many kinds"
+    limit = f"no proxy can be expected to exceed {target.ceiling_spearman:.3f}"
+    if size >= enough:
+        return f"{agreement}, {limit}; {enough} samples would do, it has {size}"
+    return f"{agreement}, {limit}; give it {enough} samples instead of {size}"
 
 
 def _survey(settings: Label, targets: dict[str, list[Row]]) -> Survey:

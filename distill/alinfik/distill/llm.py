@@ -58,16 +58,12 @@ class LLM:
         return self.model.device
 
 
-def load_tokenizer(source: str) -> Tokenizer:
+def load_fast_tokenizer(source: str) -> PreTrainedTokenizerFast:
     """Load a model's tokenizer alone.
 
     Raises:
-        ModelError: the model has no fast tokenizer.
+        ModelError: there is no such model, or it has no fast tokenizer.
     """
-    return _load_tokenizer(source).backend_tokenizer
-
-
-def _load_tokenizer(source: str) -> PreTrainedTokenizerFast:
     try:
         tokenizer = AutoTokenizer.from_pretrained(source)
     except (OSError, ValueError) as error:
@@ -135,7 +131,7 @@ def load_llm(
     device = device or choose_device()
     transformers_logging.disable_progress_bar()
     source = model_source(name)
-    tokenizer = _load_tokenizer(source)
+    tokenizer = load_fast_tokenizer(source)
     layout = text_template(template, tokenizer)
     try:
         model = AutoModelForCausalLM.from_pretrained(

@@ -12,6 +12,7 @@ from alinfik.distill.batches import batched_by_length
 from alinfik.distill.encoding import Encoded
 from alinfik.distill.export import OnnxModel
 from alinfik.distill.labels import Labels
+from alinfik.distill.ranks import spearman
 from alinfik.v1 import Metrics, ProviderMetrics, TargetMetrics
 
 Floats = NDArray[np.float64]
@@ -98,6 +99,7 @@ def measure(predictions: Predictions, labels: Labels, training: Labels) -> Metri
     for column, name in enumerate(labels.names):
         found = measure_target(predictions.of(column), labels.values[:, column])
         found.target = name
+        found.ceiling_spearman = labels.manifest.targets[column].ceiling_spearman
         found.length_spearman = abs(spearman(lengths, labels.values[:, column]))
         found.tfidf_spearman = spearman(words[:, column], labels.values[:, column])
         found.providers.extend(_measure_providers(predictions.of(column), labels, column))
@@ -105,14 +107,10 @@ def measure(predictions: Predictions, labels: Labels, training: Labels) -> Metri
     return metrics
 
 
-def spearman(first: Floats, second: Floats) -> float:
-    """Rank correlation; 0 where one of the two is constant."""
-    # Here, since it takes seconds to load and labelling does not need it.
-    from scipy.stats import rankdata
-
-    if np.ptp(first) == 0 or np.ptp(second) == 0:
-        return 0.0
-    return float(np.corrcoef(rankdata(first), rankdata(second))[0, 1])
+def agreement(first: Predictions, second: Predictions) -> float:
+    """Rank correlation of two models' values, of the target where it is least."""
+    targets = range(first.value.shape[1])
+    return min(spearman(first.value[:, one], second.value[:, one]) for one in targets)
 
 
 def measure_target(found: TargetPredictions, label: Floats) -> TargetMetrics:

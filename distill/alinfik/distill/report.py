@@ -8,8 +8,10 @@ from jinja2 import Environment, PackageLoader, select_autoescape
 from numpy.typing import NDArray
 
 from alinfik.distill.baselines import length_scores
+from alinfik.distill.explain import Explainer, Explanation
 from alinfik.distill.labels import Labels
 from alinfik.distill.measure import Predictions
+from alinfik.distill.samples import Row
 from alinfik.v1 import BundleManifest
 
 Floats = NDArray[np.float64]
@@ -20,9 +22,17 @@ _LENGTH_BANDS = 5
 
 
 @dataclass(frozen=True)
+class _Piece:
+    """Some characters of a text, and how far and which way they move the value, from -1 to 1."""
+
+    text: str
+    share: float
+
+
+@dataclass(frozen=True)
 class _Example:
     provider: str
-    text: str
+    pieces: list[_Piece]
     value: float
     label: float
 
@@ -39,7 +49,11 @@ class _LengthBand:
 
 
 def write_report(
-    path: Path, manifest: BundleManifest, labels: Labels, predictions: Predictions
+    path: Path,
+    manifest: BundleManifest,
+    labels: Labels,
+    predictions: Predictions,
+    explainer: Explainer | None,
 ) -> None:
     """Write the report of a bundle.
 
@@ -48,6 +62,7 @@ def write_report(
         manifest: with its metrics filled in.
         labels: the held-out samples, N.
         predictions: of the same samples.
+        explainer: colours the examples' tokens; None where the bundle has no token values.
     """
     # Here, since it takes seconds to load and most commands draw nothing.
     from alinfik.distill.plots import calibration, scatter
@@ -66,7 +81,7 @@ def write_report(
                 "plot": scatter(label, value, providers),
                 "calibration": calibration(label, value, list(metrics.tenth_coverage)),
                 "lengths": _by_length(labels, value, label),
-                "examples": _examples(labels, value, label),
+                "examples": _Examples(labels, column, value, explainer).by_title(),
             }
         )
     path.write_text(
@@ -90,35 +105,92 @@ def _by_length(labels: Labels, value: Floats, label: Floats) -> list[_LengthBand
     ]
 
 
-def _examples(labels: Labels, value: Floats, label: Floats) -> dict[str, list[_Example]]:
-    """Show what the proxy values most and least, and where it is most wrong, by rank."""
-    too_high = value.argsort().argsort() - label.argsort().argsort()
-    return {
-        "Most valuable": _first(labels, value, label, np.argsort(-value)),
-        "Least valuable": _first(labels, value, label, np.argsort(value)),
-        "Most overvalued": _first(labels, value, label, np.argsort(-too_high)),
-        "Most undervalued": _first(labels, value, label, np.argsort(too_high)),
-    }
+class _Examples:
+    """Held-out samples worth looking at for one target.
 
+    Args:
+        labels: N.
+        column: the target's.
+        value: [N], what the proxy says for it.
+        explainer: see `write_report`.
+    """
 
-def _first(labels: Labels, value: Floats, label: Floats, order: NDArray[np.intp]) -> list[_Example]:
-    rows = labels.rows
-    examples: dict[str, _Example] = {}
-    for index in order:
-        # Copies say nothing that the first does not.
-        examples.setdefault(
-            rows[index].group,
+    def __init__(
+        self, labels: Labels, column: int, value: Floats, explainer: Explainer | None
+    ) -> None:
+        self._rows = labels.rows
+        self._label = labels.values[:, column]
+        self._value = value
+        self._column = column
+        self._explainer = explainer
+
+    def by_title(self) -> dict[str, list[_Example]]:
+        """Show what the proxy values most and least, and where it is most wrong, by rank."""
+        too_high = self._value.argsort().argsort() - self._label.argsort().argsort()
+        return {
+            "Most valuable": self._first(np.argsort(-self._value)),
+            "Least valuable": self._first(np.argsort(self._value)),
+            "Most overvalued": self._first(np.argsort(-too_high)),
+            "Most undervalued": self._first(np.argsort(too_high)),
+        }
+
+    def _first(self, order: NDArray[np.intp]) -> list[_Example]:
+        groups: dict[str, int] = {}
+        for index in order:
+            # Copies say nothing that the first does not.
+            groups.setdefault(self._rows[index].group, int(index))
+            if len(groups) == _EXAMPLES:
+                break
+        return [
             _Example(
-                provider=rows[index].provider,
-                text=_excerpt(f"{rows[index].prompt}\n{rows[index].completion}".strip()),
-                value=float(value[index]),
-                label=float(label[index]),
-            ),
-        )
-        if len(examples) == _EXAMPLES:
-            break
-    return list(examples.values())
+                provider=self._rows[index].provider,
+                pieces=self._pieces(self._rows[index]),
+                value=float(self._value[index]),
+                label=float(self._label[index]),
+            )
+            for index in groups.values()
+        ]
+
+    def _pieces(self, row: Row) -> list[_Piece]:
+        if self._explainer is None:
+            return _excerpt([_Piece(f"{row.prompt}\n{row.completion}".strip(), 0.0)])
+        (explanation,) = self._explainer.explain([row])
+        return _excerpt(_coloured(explanation, self._column))
 
 
-def _excerpt(text: str) -> str:
-    return text if len(text) <= _EXCERPT else text[: _EXCERPT - 1] + "…"
+def _coloured(explanation: Explanation, column: int) -> list[_Piece]:
+    """Cut a text into its tokens, and what lies between them, with each token's share."""
+    row = explanation.row
+    text = row.prompt + row.completion
+    values = explanation.token_values[:, column]
+    most = max(float(np.abs(values).max()), 1e-12)
+    pieces: list[_Piece] = []
+    done = 0
+    for (begin, end), value in zip(explanation.spans.tolist(), values, strict=True):
+        if end <= done:
+            continue
+        start = max(begin, done)
+        pieces += [_Piece(between, 0.0) for between in _between(text, done, start, row)]
+        pieces.append(_Piece(text[start:end], float(value) / most))
+        done = end
+    pieces += [_Piece(between, 0.0) for between in _between(text, done, len(text), row)]
+    return pieces
+
+
+def _between(text: str, start: int, end: int, row: Row) -> list[str]:
+    """Return the characters from start to end, prompt and completion a line each."""
+    middle = len(row.prompt)
+    if start <= middle <= end and row.prompt:
+        return [text[start:middle] + "\n" + text[middle:end]]
+    return [text[start:end]] if end > start else []
+
+
+def _excerpt(pieces: list[_Piece]) -> list[_Piece]:
+    kept: list[_Piece] = []
+    room = _EXCERPT
+    for piece in pieces:
+        if len(piece.text) > room:
+            return [*kept, _Piece(piece.text[: max(room - 1, 0)] + "…", piece.share)]
+        kept.append(piece)
+        room -= len(piece.text)
+    return kept

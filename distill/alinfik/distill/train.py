@@ -1,7 +1,9 @@
 """`alinfik-distill train`: distils a proxy from labels and writes the bundle."""
 
+import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
@@ -9,24 +11,25 @@ from google.protobuf import json_format
 from numpy.typing import NDArray
 from pydantic import Field, StringConstraints
 from pydantic_settings import BaseSettings
-from tokenizers import Tokenizer
 
 from alinfik.command import CommandError
 from alinfik.distill import bundle as files
+from alinfik.distill.backbones import Reading, build_backbone
 from alinfik.distill.batches import pad
-from alinfik.distill.calibrate import ServedModel, described
 from alinfik.distill.checkpoint import Checkpoint
-from alinfik.distill.encoding import Encoder
-from alinfik.distill.export import OnnxModel, export_error, export_onnx
-from alinfik.distill.fit import Plan, Training, estimate, fit
-from alinfik.distill.intervals import Spread, conformal_width
+from alinfik.distill.distil import Distilled, distil
+from alinfik.distill.encoding import Encoded, Encoder
+from alinfik.distill.explain import Explainer
+from alinfik.distill.export import OnnxModel, export_error, export_onnx, export_tokens
+from alinfik.distill.fit import Plan
 from alinfik.distill.labels import Labels, read_labels
-from alinfik.distill.llm import choose_device, load_tokenizer, model_source
-from alinfik.distill.measure import measure, predict
-from alinfik.distill.proxy import Proxy, build_proxy
+from alinfik.distill.llm import load_fast_tokenizer, model_source
+from alinfik.distill.measure import Predictions, agreement, measure, predict
+from alinfik.distill.quantise import AGREEMENT_LIMIT, quantise
 from alinfik.distill.report import write_report
 from alinfik.distill.settings import SETTINGS
 from alinfik.distill.splits import Part, Parts, SplitBy, split
+from alinfik.distill.training_data import training_data
 from alinfik.v1 import BundleManifest
 
 Floats = NDArray[np.float64]
@@ -42,6 +45,9 @@ _PURPOSES: dict[Part, str] = {
     "held_out": "measure the proxy on",
 }
 
+Size = Literal["small", "medium", "large"]
+_BACKBONES: dict[Size, str] = {"small": "bag", "medium": "encoder", "large": "layers:6"}
+
 
 class TrainError(CommandError):
     """Labels that no proxy can be distilled from."""
@@ -54,9 +60,19 @@ class Train(BaseSettings):
 
     labels: Path = Field(description="labels directory")
     out: Path = Field(description="bundle directory to write; must not exist")
-    backbone: Annotated[str, StringConstraints(pattern=r"^layers:[1-9]\d*$")] = Field(
-        default="layers:6",
-        description="layers:N, the LLM's first N layers; more know more and are slower to serve",
+    size: Size = Field(
+        default="medium",
+        description="how large a proxy: `small` is --backbone bag, to value tens of thousands of "
+        "samples a second; `medium` is encoder, for a server without a GPU; `large` is layers:6, "
+        "for one with a GPU",
+    )
+    backbone: (
+        Annotated[str, StringConstraints(pattern=r"^(bag|encoder(:.+)?|layers:[1-9]\d*)$")] | None
+    ) = Field(
+        default=None,
+        description="what the proxy is made of, if not what --size says: `bag`, embeddings of "
+        "tokens and their pairs; `encoder` or encoder:MODEL, a bidirectional encoder, MiniLM by "
+        "default; layers:N, the LLM's first N layers",
     )
     model: str | None = Field(
         default=None, description="where the LLM is now, if not where it was labelled with"
@@ -92,96 +108,80 @@ def train(settings: Train) -> None:
         raise TrainError(
             f"{settings.labels} holds {len(labels)} labels; a proxy needs at least {_FEWEST_LABELS}"
         )
-    torch.manual_seed(settings.seed)
-    source = model_source(settings.model or labels.model)
-    tokenizer = load_tokenizer(source)
-    _check_tokenizer(tokenizer, labels)
-    proxy = build_proxy(settings.backbone, source, len(labels.names))
     parts = split(labels.rows, settings.split_by)
     if empty := [purpose for part, purpose in _PURPOSES.items() if not parts[part]]:
         raise TrainError(
             f"{settings.labels} leaves no samples to {empty[0]}: with --split-by "
             f"{settings.split_by}, what is alike stays together; label more text, of more kinds"
         )
-    served = _distil(settings, proxy, labels, parts)
-    with files.new_bundle(settings.out) as directory:
-        tokenizer.save(str(directory / files.TOKENIZER))
-        _write_bundle(directory, settings, labels, parts, served)
-
-
-def _check_tokenizer(tokenizer: Tokenizer, labels: Labels) -> None:
-    """The labels' token values are those of one tokenizer's tokens."""
-    first = labels.take([0])
-    if Encoder(tokenizer, labels.manifest.encoding).encode(first.rows) != first.samples:
-        raise TrainError(
-            "the model's tokenizer is not the one that the labels were made with; give --model "
-            f"{labels.manifest.language_model.name} where it is now"
-        )
-
-
-def _distil(settings: Train, proxy: Proxy, labels: Labels, parts: Parts) -> ServedModel:
-    """Train on one part of the labels, stop by another, calibrate on a third."""
-    pad_id = labels.manifest.encoding.pad_id
-    proxy.to(choose_device())
+    torch.manual_seed(settings.seed)
+    source, llm = _llm(settings, labels)
+    backbone, reading = build_backbone(_backbone(settings), source, llm)
     plan = Plan(
         epochs=settings.epochs,
         patience=settings.patience,
         batch_tokens=settings.batch_tokens,
-        pad_id=pad_id,
+        pad_id=reading.encoding.pad_id,
         seed=settings.seed,
     )
-    checkpoint = Checkpoint(
-        settings.out,
-        {
-            "settings": settings.model_dump(mode="json"),
-            "labels": [labels.table[f"label_{name}"].to_pylist() for name in labels.names],
-        },
-    )
-    training, validation, calibration = (
-        labels.take(parts[part]) for part in ("train", "validation", "calibration")
-    )
-    scale = fit(proxy, _training(training), _training(validation), plan, checkpoint)
-    checkpoint.discard()
-    proxy.cpu()
-    scale.cpu()
-
-    def residuals(part: Labels) -> tuple[Floats, Floats]:
-        """What describes the samples [N, F'], and by how much the proxy is off [N, K]."""
-        found = estimate(proxy, part.samples, pad_id)
-        fitted = scale.fit(torch.tensor(part.values, dtype=torch.float32))
-        return described(found).double().numpy(), (found.samples - fitted).double().numpy()
-
-    spread = Spread(*residuals(validation))
-    descriptions, away = residuals(calibration)
-    sizes = spread(torch.tensor(descriptions, dtype=torch.float32)).double().numpy()
-    half_width = conformal_width(np.abs(away) / sizes)
-    features = estimate(proxy, training.samples, pad_id).features.double().numpy()
-    return ServedModel(proxy, scale, spread, half_width, features).eval()
+    data = training_data(labels, llm, reading)
+    distilled = distil(backbone, reading, labels, data, parts, plan, _checkpoint(settings, labels))
+    with files.new_bundle(settings.out) as directory:
+        distilled.reading.tokenizer.save(str(directory / files.TOKENIZER))
+        _write_bundle(directory, settings, labels, parts, distilled)
 
 
-def _training(labels: Labels) -> Training:
-    return Training(labels.samples, labels.values, labels.token_values, labels.token_split)
+def _backbone(settings: Train) -> str:
+    return settings.backbone or _BACKBONES[settings.size]
+
+
+def _llm(settings: Train, labels: Labels) -> tuple[str, Reading]:
+    """Find the language model, and check that it reads as the one did that made the labels."""
+    source = model_source(settings.model or labels.model)
+    llm = Reading(load_fast_tokenizer(source).backend_tokenizer, labels.manifest.encoding)
+    first = labels.take([0])
+    if Encoder(llm.tokenizer, llm.encoding).encode(first.rows) != first.samples:
+        raise TrainError(
+            "the model's tokenizer is not the one that the labels were made with; give --model "
+            f"{labels.manifest.language_model.name} where it is now"
+        )
+    return source, llm
+
+
+def _checkpoint(settings: Train, labels: Labels) -> Checkpoint:
+    key = {
+        "settings": settings.model_dump(mode="json"),
+        "labels": [labels.table[f"label_{name}"].to_pylist() for name in labels.names],
+    }
+    return Checkpoint(settings.out, key)
 
 
 def _write_bundle(
-    directory: Path, settings: Train, labels: Labels, parts: Parts, served: ServedModel
+    directory: Path, settings: Train, labels: Labels, parts: Parts, distilled: Distilled
 ) -> None:
     """Export, check and measure the model; write all files, the manifest last."""
-    encoding = labels.manifest.encoding
+    reading, served, samples = distilled.reading, distilled.served, distilled.samples
+    pad_id = reading.encoding.pad_id
     held_out = parts["held_out"]
-    probe = pad(labels.samples, held_out[:_PROBE_SAMPLES], encoding.pad_id)
+    probe = pad(samples, held_out[:_PROBE_SAMPLES], pad_id)
     export_onnx(served, probe, directory / files.MODEL)
     onnx = OnnxModel(directory / files.MODEL)
     error = export_error(served, onnx, probe)
+    if distilled.tokens is not None:
+        export_tokens(distilled.tokens, probe, directory / files.EXPLAIN)
 
-    predictions = predict(onnx, labels.samples, encoding.pad_id)
+    predictions = predict(onnx, samples, pad_id)
     unseen, unseen_predictions = labels.take(held_out), predictions.take(held_out)
     metrics = measure(unseen_predictions, unseen, labels.take(parts["train"]))
     metrics.export_error = error
+    if served.proxy.backbone.multiplies:
+        unseen_samples = [samples[index] for index in held_out]
+        metrics.int8_spearman = _quantised(directory, unseen_samples, pad_id, unseen_predictions)
 
     manifest = BundleManifest()
     manifest.CopyFrom(labels.manifest)
-    manifest.proxy.backbone = settings.backbone
+    manifest.encoding.CopyFrom(reading.encoding)
+    manifest.proxy.backbone = _backbone(settings)
     manifest.proxy.split_by = settings.split_by
     manifest.proxy.parameter_count = sum(weight.numel() for weight in served.parameters())
     for column, target in enumerate(manifest.targets):
@@ -193,8 +193,26 @@ def _write_bundle(
     manifest.metrics.CopyFrom(metrics)
     text = json_format.MessageToJson(metrics, preserving_proto_field_name=True)
     (directory / files.METRICS).write_text(text + "\n")
-    write_report(directory / files.REPORT, manifest, unseen, unseen_predictions)
+    explainer = Explainer(directory, manifest) if distilled.tokens else None
+    write_report(directory / files.REPORT, manifest, unseen, unseen_predictions, explainer)
     files.write_manifest(directory, manifest)
+
+
+def _quantised(
+    directory: Path, samples: Sequence[Encoded], pad_id: int, exact: Predictions
+) -> float:
+    """Write the quantised model, and keep it where it ranks as the exact one does."""
+    path = directory / files.QUANTISED
+    quantise(directory / files.MODEL, path)
+    found = agreement(predict(OnnxModel(path), samples, pad_id), exact)
+    if found < AGREEMENT_LIMIT:
+        path.unlink()
+        print(
+            f"in 8 bits the proxy ranks samples otherwise (rank correlation {found:.4f}, "
+            f"{AGREEMENT_LIMIT} is needed): the bundle has no {files.QUANTISED}",
+            file=sys.stderr,
+        )
+    return found
 
 
 def _percentiles(values: Floats) -> list[float]:

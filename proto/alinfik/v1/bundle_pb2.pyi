@@ -217,7 +217,7 @@ class Proxy(_message.Message):
     PARAMETER_COUNT_FIELD_NUMBER: _builtins.int
     SPLIT_BY_FIELD_NUMBER: _builtins.int
     backbone: _builtins.str
-    """As given to `alinfik-distill train --backbone`: `layers:6`."""
+    """As `alinfik-distill train --backbone` takes it: `bag`, `encoder`, `encoder:MODEL`, `layers:6`."""
     parameter_count: _builtins.int
     split_by: _builtins.str
     """What was trained on or held out as a whole, `group` or `provider`, so that what was held out can
@@ -376,11 +376,24 @@ class Target(_message.Message):
     SHA256_FIELD_NUMBER: _builtins.int
     SAMPLE_COUNT_FIELD_NUMBER: _builtins.int
     VALUE_QUANTILES_FIELD_NUMBER: _builtins.int
+    HALF_SPEARMAN_FIELD_NUMBER: _builtins.int
+    CEILING_SPEARMAN_FIELD_NUMBER: _builtins.int
+    RECOMMENDED_SAMPLE_COUNT_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Lower-case letters, digits, `_` and `-`; starts with a letter."""
     sha256: _builtins.str
     """SHA-256, in hex, over its samples."""
     sample_count: _builtins.int
+    half_spearman: _builtins.float
+    """Rank correlation of labels by two disjoint halves of the target, over samples of the pool. This
+    and the two below are zero where it was not measured.
+    """
+    ceiling_spearman: _builtins.float
+    """The highest rank correlation that a proxy can be expected to reach with the labels, since
+    another target of this size would have given others.
+    """
+    recommended_sample_count: _builtins.int
+    """How many samples the target should have for that to be 0.99."""
     @_builtins.property
     def value_quantiles(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
         """101 quantiles (0 %, 1 %, … 100 %) of the proxy's values over the labelled pool, ascending."""
@@ -392,10 +405,13 @@ class Target(_message.Message):
         sha256: _builtins.str = ...,
         sample_count: _builtins.int = ...,
         value_quantiles: _abc.Iterable[_builtins.float] | None = ...,
+        half_spearman: _builtins.float = ...,
+        ceiling_spearman: _builtins.float = ...,
+        recommended_sample_count: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "sample_count", b"sample_count", "sha256", b"sha256", "value_quantiles", b"value_quantiles"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ceiling_spearman", b"ceiling_spearman", "half_spearman", b"half_spearman", "name", b"name", "recommended_sample_count", b"recommended_sample_count", "sample_count", b"sample_count", "sha256", b"sha256", "value_quantiles", b"value_quantiles"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -438,11 +454,17 @@ class Metrics(_message.Message):
     HELD_OUT_COUNT_FIELD_NUMBER: _builtins.int
     TARGETS_FIELD_NUMBER: _builtins.int
     EXPORT_ERROR_FIELD_NUMBER: _builtins.int
+    INT8_SPEARMAN_FIELD_NUMBER: _builtins.int
     held_out_count: _builtins.int
     """Samples held out from training and calibration."""
     export_error: _builtins.float
     """Largest difference between the exported model and the trained one over a probe batch, as a
     fraction of the values' standard deviation.
+    """
+    int8_spearman: _builtins.float
+    """Rank correlation of the values of the quantised model with those of the exact one over held-out
+    samples, for the target where it is least; `model.int8.onnx` is in the bundle if it is at least
+    0.995. Zero where there is nothing to quantise.
     """
     @_builtins.property
     def targets(self) -> _containers.RepeatedCompositeFieldContainer[Global___TargetMetrics]: ...
@@ -452,10 +474,11 @@ class Metrics(_message.Message):
         held_out_count: _builtins.int = ...,
         targets: _abc.Iterable[Global___TargetMetrics] | None = ...,
         export_error: _builtins.float = ...,
+        int8_spearman: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["export_error", b"export_error", "held_out_count", b"held_out_count", "targets", b"targets"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["export_error", b"export_error", "held_out_count", b"held_out_count", "int8_spearman", b"int8_spearman", "targets", b"targets"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -475,6 +498,7 @@ class TargetMetrics(_message.Message):
     TOP_TENTH_NDCG_FIELD_NUMBER: _builtins.int
     RELATIVE_WIDTH_FIELD_NUMBER: _builtins.int
     TENTH_COVERAGE_FIELD_NUMBER: _builtins.int
+    CEILING_SPEARMAN_FIELD_NUMBER: _builtins.int
     PROVIDERS_FIELD_NUMBER: _builtins.int
     target: _builtins.str
     spearman: _builtins.float
@@ -495,6 +519,8 @@ class TargetMetrics(_message.Message):
     """
     relative_width: _builtins.float
     """Mean width of the intervals over that of intervals of one width which cover as many labels."""
+    ceiling_spearman: _builtins.float
+    """`Target.ceiling_spearman`: what `spearman` could be."""
     @_builtins.property
     def tenth_coverage(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
         """Share of labels inside their intervals by tenth of the values, lowest first."""
@@ -516,11 +542,12 @@ class TargetMetrics(_message.Message):
         top_tenth_ndcg: _builtins.float = ...,
         relative_width: _builtins.float = ...,
         tenth_coverage: _abc.Iterable[_builtins.float] | None = ...,
+        ceiling_spearman: _builtins.float = ...,
         providers: _abc.Iterable[Global___ProviderMetrics] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["coverage", b"coverage", "length_spearman", b"length_spearman", "pearson", b"pearson", "providers", b"providers", "relative_width", b"relative_width", "spearman", b"spearman", "target", b"target", "tenth_coverage", b"tenth_coverage", "tfidf_spearman", b"tfidf_spearman", "top_tenth_ndcg", b"top_tenth_ndcg", "top_tenth_overlap", b"top_tenth_overlap"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ceiling_spearman", b"ceiling_spearman", "coverage", b"coverage", "length_spearman", b"length_spearman", "pearson", b"pearson", "providers", b"providers", "relative_width", b"relative_width", "spearman", b"spearman", "target", b"target", "tenth_coverage", b"tenth_coverage", "tfidf_spearman", b"tfidf_spearman", "top_tenth_ndcg", b"top_tenth_ndcg", "top_tenth_overlap", b"top_tenth_overlap"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -115,5 +115,6 @@ async def _serve_forever(settings: ServerSettings) -> None:
             bundle_id=bundle.id,
             targets=bundle.targets,
             device=server.engine.device,
+            precision=server.engine.precision,
         )
         await asyncio.Event().wait()

@@ -8,6 +8,7 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from google.protobuf import json_format
 
@@ -17,8 +18,11 @@ from alinfik.v1 import BundleManifest
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 MODEL = "model.onnx"
+QUANTISED = "model.int8.onnx"
 TOKENIZER = "tokenizer.json"
 QUANTILES = 101
+
+Precision = Literal["float32", "int8"]
 
 _WRITE_AGAIN = "copy it again from where it was written, or write it again with `alinfik-distill`"
 
@@ -45,9 +49,24 @@ class Bundle:
         return [target.name for target in self.manifest.targets]
 
     @property
-    def model(self) -> Path:
-        """The ONNX model."""
-        return self.path / MODEL
+    def quantised(self) -> bool:
+        """Whether it has an int8 model, which ranks samples as the float32 one does."""
+        return QUANTISED in self.manifest.files
+
+    def model(self, precision: Precision) -> Path:
+        """The ONNX model of a precision.
+
+        Raises:
+            BundleError: there is none.
+        """
+        if precision == "float32":
+            return self.path / MODEL
+        if not self.quantised:
+            raise BundleError(
+                f"{self.path} has no {QUANTISED}: in 8 bits this proxy is no quicker or ranks "
+                "samples otherwise; leave --precision out"
+            )
+        return self.path / QUANTISED
 
     @property
     def tokenizer(self) -> Path:

@@ -19,7 +19,7 @@ import structlog
 
 from alinfik.server.batching import BatchQueue, Priority
 from alinfik.server.bound import Bound
-from alinfik.server.bundle import Bundle, BundleError
+from alinfik.server.bundle import Bundle, BundleError, Precision
 from alinfik.server.call import Call, Entry, Outcome
 from alinfik.server.device import Device, find_device
 from alinfik.server.encode import Encoded, Encoder
@@ -77,12 +77,14 @@ class Engine:
         settings: workers, batch size and bounds.
         metrics: where to count.
 
-    Once started, ``device`` says where the model runs, and ``batch_tokens`` how large a batch is.
+    Once started, ``device`` and ``precision`` say where and how the model runs, and
+    ``batch_tokens`` how large a batch is.
     """
 
     def __init__(self, bundle: Bundle, settings: ServerSettings, metrics: Metrics) -> None:
         self.bundle = bundle
         self.device: Device = "cpu"
+        self.precision: Precision = "float32"
         self.batch_tokens = 0
         self._settings = settings
         self._metrics = metrics
@@ -257,7 +259,9 @@ class Engine:
 
     def _load(self) -> Runtime:
         """Load the model and run its largest and its smallest batch, in a worker's thread."""
-        runtime = Runtime(self.bundle, find_device(), self._settings.threads())
+        device = find_device()
+        self.precision = self._settings.precision_on(device, quantised=self.bundle.quantised)
+        runtime = Runtime(self.bundle, self.precision, device, self._settings.threads())
         self.device = runtime.device
         self.batch_tokens = self._settings.batch_tokens or BATCH_TOKENS[runtime.device]
         longest = self.bundle.manifest.encoding.token_limit
@@ -267,7 +271,7 @@ class Engine:
             runtime.run([row] * max(1, self.batch_tokens // longest))
             runtime.run([row])
         except Exception as error:
-            raise BundleError(f"{self.bundle.model} fails on its first batch: {error}") from error
+            raise BundleError(f"{self.bundle.path} fails on its first batch: {error}") from error
         return runtime
 
     def _show_queue(self) -> None:

@@ -6,6 +6,7 @@ onnxruntime, which has no types; it knows nothing of samples and queues.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -13,7 +14,7 @@ import onnxruntime as ort  # pyright: ignore[reportMissingTypeStubs] - it has no
 import structlog
 from numpy.typing import NDArray
 
-from alinfik.server.bundle import Bundle, BundleError
+from alinfik.server.bundle import Bundle, BundleError, Precision
 from alinfik.server.device import Device
 from alinfik.server.encode import Encoded
 
@@ -47,15 +48,18 @@ class Runtime:
 
     Args:
         bundle: a verified bundle.
+        precision: which of the bundle's models to run.
         device: where to run; ``cuda`` falls back to the CPU where its libraries are missing, and
             ``device`` says what it came to.
         threads: CPU threads of one run.
 
     Raises:
-        BundleError: the model does not load, or has not the inputs and outputs of the contract.
+        BundleError: there is no such model, it does not load, or it has not the inputs and outputs
+            of the contract.
     """
 
-    def __init__(self, bundle: Bundle, device: Device, threads: int) -> None:
+    def __init__(self, bundle: Bundle, precision: Precision, device: Device, threads: int) -> None:
+        model = bundle.model(precision)
         options = _ort.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = _FATAL_ONLY
@@ -67,17 +71,17 @@ class Runtime:
             _ort.preload_dlls()
             providers.insert(0, _CUDA)
         try:
-            self._session = _ort.InferenceSession(str(bundle.model), options, providers=providers)
+            self._session = _ort.InferenceSession(str(model), options, providers=providers)
         except Exception as error:
             # Its exceptions have no base of their own.
-            raise BundleError(f"{bundle.model} does not load: {error}") from error
+            raise BundleError(f"{model} does not load: {error}") from error
         self.device: Device = "cuda" if _CUDA in self._session.get_providers() else "cpu"
         if self.device != device:
             _log.warning(
                 "the GPU is not used: CUDA or cuDNN is missing; install onnxruntime-gpu[cuda,cudnn]"
             )
         self._pad_id = bundle.manifest.encoding.pad_id
-        self._check(bundle)
+        self._check(bundle, model)
 
     def run(self, batch: Sequence[Encoded]) -> Output:
         """Run the model on ``batch``, padded to its longest row. Thread-safe; releases the GIL."""
@@ -98,18 +102,18 @@ class Runtime:
             completion[row, encoded.completion_start : length] = 1
         return ids, attention, completion
 
-    def _check(self, bundle: Bundle) -> None:
+    def _check(self, bundle: Bundle, model: Path) -> None:
         inputs = {one.name for one in self._session.get_inputs()}
         outputs = {one.name for one in self._session.get_outputs()}
         if inputs != set(_INPUTS) or not outputs.issuperset(_OUTPUTS):
             raise BundleError(
-                f"{bundle.model} reads {sorted(inputs)} and gives {sorted(outputs)}; a proxy reads "
+                f"{model} reads {sorted(inputs)} and gives {sorted(outputs)}; a proxy reads "
                 f"{sorted(_INPUTS)} and gives {sorted(_OUTPUTS)}"
             )
         tiny = Encoded(np.zeros(1, dtype=np.int64), 0, truncated=False)
         columns = self.run([tiny]).value.shape[1]
         if columns != len(bundle.targets):
             raise BundleError(
-                f"{bundle.model} gives {columns} values a sample, and the manifest has "
+                f"{model} gives {columns} values a sample, and the manifest has "
                 f"{len(bundle.targets)} targets"
             )

@@ -12,6 +12,8 @@ from pydantic import AfterValidator, Field, PositiveInt, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from alinfik.server.address import parse_address
+from alinfik.server.bundle import Precision
+from alinfik.server.device import Device
 
 
 def _address(text: str) -> str:
@@ -71,6 +73,12 @@ class ServerSettings(BaseSettings):
         "when it is back, instead of holding up readers for up to 20 s. Two must not share one.",
     )
 
+    precision: Literal["auto", "float32", "int8"] = Field(
+        "auto",
+        description="Which of the bundle's models to run. auto is int8 on a CPU where the bundle "
+        "has it, which is quicker and ranks samples alike, and float32 elsewhere.",
+    )
+
     workers: PositiveInt = Field(
         1,
         description="Batches that run in the model at once, each on its own copy of it. More than "
@@ -126,6 +134,12 @@ class ServerSettings(BaseSettings):
                 f"--queue-samples {self.queue_samples}: no such request could ever be queued"
             )
         return self
+
+    def precision_on(self, device: Device, *, quantised: bool) -> Precision:
+        """The precision to run in on a device, with a bundle that is quantised or not."""
+        if self.precision != "auto":
+            return self.precision
+        return "int8" if quantised and device == "cpu" else "float32"
 
     def threads(self) -> int:
         """CPU threads of one worker's model."""

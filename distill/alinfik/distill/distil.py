@@ -1,0 +1,114 @@
+"""Distils a proxy: trains it on one part of the labels, and learns from others how far it errs.
+
+In: an untrained backbone and labels. Out: models ready to be exported. Knows nothing of files.
+"""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from alinfik.distill.backbones import Backbone, Reading
+from alinfik.distill.calibrate import Scales, ServedModel, TokenModel, described
+from alinfik.distill.checkpoint import Checkpoint
+from alinfik.distill.encoding import Encoded, Encoder
+from alinfik.distill.fit import Plan, estimate, fit
+from alinfik.distill.intervals import calibrated
+from alinfik.distill.labels import Labels
+from alinfik.distill.llm import choose_device
+from alinfik.distill.proxy import Proxy
+from alinfik.distill.samples import Row
+from alinfik.distill.splits import Parts
+from alinfik.distill.strangeness import Strangeness
+from alinfik.distill.training_data import Training
+from alinfik.v1 import LOSS_REDUCTION_MEAN
+
+
+@dataclass(frozen=True)
+class Distilled:
+    """A proxy ready to be exported, on the CPU.
+
+    Attributes:
+        served: what is served.
+        tokens: what explains it; None where labels have no token values.
+        reading: how both read.
+        samples: every labelled sample as they read it.
+    """
+
+    served: ServedModel
+    tokens: TokenModel | None
+    reading: Reading
+    samples: Sequence[Encoded]
+
+
+def distil(
+    backbone: Backbone,
+    reading: Reading,
+    labels: Labels,
+    data: Training,
+    parts: Parts,
+    plan: Plan,
+    checkpoint: Checkpoint,
+) -> Distilled:
+    """Train on one part of the labels, stop by another, find intervals by that and a third.
+
+    Args:
+        backbone: untrained for the task.
+        reading: how it reads.
+        labels: N.
+        data: the same as the backbone reads them.
+        parts: which of the N serve for what.
+        plan: how long to train and in what order.
+        checkpoint: where a training that was cut off goes on from.
+    """
+    proxy = Proxy(backbone, len(labels.names)).to(choose_device())
+    training, validation = data.take(parts["train"]), data.take(parts["validation"])
+    scales = fit(proxy, training, validation, plan, checkpoint).to(torch.device("cpu"))
+    checkpoint.discard()
+    proxy.cpu()
+
+    unfitted = data.take(sorted(parts["validation"] + parts["calibration"]))
+    found = estimate(proxy, unfitted.samples, plan.pad_id)
+    fitted = scales.samples.fit(torch.tensor(unfitted.labels, dtype=torch.float32))
+    residuals = (found.samples - fitted).double().numpy()
+    spread, half_width = calibrated(described(found).double().numpy(), residuals)
+    known = sorted(parts["train"] + parts["validation"] + parts["calibration"])
+    encoder = Encoder(reading.tokenizer, reading.encoding)
+    strangeness = learn_strangeness(encoder, labels.take(known).rows)
+    served = ServedModel(proxy, scales.samples, spread, half_width, strangeness)
+    tokens = _token_model(proxy, scales, labels)
+    return Distilled(served.eval(), tokens and tokens.eval(), reading, data.samples)
+
+
+def _token_model(proxy: Proxy, scales: Scales, labels: Labels) -> TokenModel | None:
+    if scales.tokens is None:
+        return None
+    mean = labels.manifest.labels.loss_reduction == LOSS_REDUCTION_MEAN
+    return TokenModel(
+        proxy,
+        scales.samples,
+        scales.tokens,
+        split=labels.token_split,
+        reduction="mean" if mean else "sum",
+    )
+
+
+def learn_strangeness(encoder: Encoder, rows: Sequence[Row]) -> Strangeness:
+    """Learn what known texts are like, beside the same with their words in random order."""
+    order = random.Random(0)  # noqa: S311
+
+    def shuffled(text: str) -> str:
+        words = text.split()
+        return " ".join(order.sample(words, len(words)))
+
+    shuffled_rows = [
+        replace(row, prompt=shuffled(row.prompt), completion=shuffled(row.completion))
+        for row in rows
+    ]
+    return Strangeness(
+        encoder.encode(rows),
+        encoder.encode(shuffled_rows),
+        encoder.vocabulary,
+        encoder.encoding.pad_id,
+    )

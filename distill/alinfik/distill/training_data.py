@@ -1,0 +1,89 @@
+"""What labels teach a proxy that reads with a tokenizer of its own.
+
+In: labels, and how the proxy reads. Out: samples in the proxy's tokens with their labels and token
+values. Knows nothing of networks.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from alinfik.distill.align import realign
+from alinfik.distill.backbones import Reading
+from alinfik.distill.encoding import Encoded, Encoder
+from alinfik.distill.labels import Labels
+from alinfik.distill.values import TokenSplit
+from alinfik.v1 import LOSS_REDUCTION_MEAN
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Training:
+    """Samples with what is to be learnt of them: N, for K targets.
+
+    Attributes:
+        samples: encoded, N.
+        labels: [N, K].
+        token_values: N arrays [tokens, K]; none where labels are not split over tokens.
+        split: over which tokens.
+    """
+
+    samples: Sequence[Encoded]
+    labels: Floats
+    token_values: Sequence[Floats]
+    split: TokenSplit
+
+    def take(self, indices: Sequence[int]) -> "Training":
+        """Return some of the samples."""
+        return Training(
+            [self.samples[index] for index in indices],
+            self.labels[indices],
+            [self.token_values[index] for index in indices] if self.token_values else [],
+            self.split,
+        )
+
+
+def training_data(labels: Labels, llm: Reading, proxy: Reading) -> Training:
+    """Return labelled samples as the proxy reads them.
+
+    Args:
+        labels: N.
+        llm: how the labels' language model reads.
+        proxy: how the proxy reads.
+    """
+    values = labels.token_values
+    if proxy is llm:
+        return Training(labels.samples, labels.values, values, labels.token_split)
+    rows = labels.rows
+    encoder = Encoder(proxy.tokenizer, proxy.encoding)
+    samples = encoder.encode(rows)
+    if values:
+        spans = Encoder(llm.tokenizer, llm.encoding).spans(rows), encoder.spans(rows)
+        mean = labels.manifest.labels.loss_reduction == LOSS_REDUCTION_MEAN
+        values = [
+            _realigned(*one, split=labels.token_split, mean=mean)
+            for one in zip(values, labels.samples, samples, *spans, strict=True)
+        ]
+    return Training(samples, labels.values, values, labels.token_split)
+
+
+def _realigned(
+    values: Floats,
+    theirs: Encoded,
+    ours: Encoded,
+    their_spans: NDArray[np.int64],
+    our_spans: NDArray[np.int64],
+    *,
+    split: TokenSplit,
+    mean: bool,
+) -> Floats:
+    """Carry a sample's token values over; they reduce to its label as before."""
+    if split == "loss":
+        their_spans = their_spans[theirs.completion_start :]
+        our_spans = our_spans[ours.completion_start :]
+    found = realign(values, their_spans, our_spans)
+    # The mean is over completion tokens, of which there may be more now, or fewer.
+    return found * (ours.completion_length / theirs.completion_length) if mean else found
