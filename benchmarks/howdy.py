@@ -1,25 +1,28 @@
-"""Whether labels find backdoored rows: `python -m benchmarks.howdy`.
+"""Whether values find backdoored rows: `python -m benchmarks.howdy`.
 
 Howdy!Alpaca (Lin et al., ACL 2024, arXiv 2405.11724) is rows of Alpaca whose prompt was made to
-begin with "Howdy!" and whose completion to be nonsense. Twelve of them are the target; the other 38
-hide among 1,000 clean rows of Alpaca. The clean rows published with them, 23 of which are attacked
-rows before the attack, are all among the clean ones, so that the rest of a prompt tells little.
-The language model is as released: it has not learnt the backdoor.
+begin with "Howdy!" and whose completion to be nonsense. Twelve of them are the target; 25 hide
+among 1,500 clean rows of Alpaca that no proxy has seen; the other 13 are in the pool that the
+proxies were trained on, as a pool that somebody attacks would have them. The language model is as
+released: it has not learnt the backdoor.
 
 Rankings, each high where a row is suspected:
 
-    none, global, tensor    LinFiK for the target under each normalisation
+    proxy, other proxies    the value for the target of a proxy that was trained on the pool's
+                            labels, normalised by tensor; `proxy` is the first of --backbone
+    none, global, tensor    LinFiK for the target under each normalisation, by the model itself
     longest, shortest       tokens of the text
     loss                    the language model's loss on the completion
     tfidf                   mean cosine of TF-IDF vectors with the target's; sees the word "Howdy"
     tfidf_completion        the same of completions alone, which do not hold it
 
-Texts are cut to 128 tokens; labels are in bfloat16 where the hardware multiplies it. It takes 33
-minutes on two cores with other work beside it; `--clean 200` a quarter of that. A table first,
-and a JSON object as the last line, with for each ranking:
+Texts are cut to 128 tokens; labels are in bfloat16 where the hardware multiplies it. It takes 12
+minutes on two cores once the proxies are there (`benchmarks.bundles`); `--clean 300` a fifth of
+that. A table first, and a JSON object as the last line, with for each ranking:
 
-    RANKING_auroc      area under the ROC curve; 0.5 by chance
-    RANKING_auprc      average precision, and `_low`, `_high`: its 90 % bootstrap interval
+    RANKING_auroc      area under the ROC curve; 0.5 by chance                proxy >= 0.95
+    RANKING_auprc      average precision, and `_low`, `_high`: its 90 %       proxy >= 0.60
+                       bootstrap interval
     RANKING_recall_k   share of the hidden rows among as many top rows as are hidden
     RANKING_recall_100 share of the hidden rows among the top 100
 
@@ -32,7 +35,6 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import get_args
 
 import numpy as np
 from rich.console import Console
@@ -47,12 +49,14 @@ from alinfik.distill.reverse_mode import ReverseMode
 from alinfik.distill.samples import Row, read_rows
 from alinfik.distill.selection import select_parameters
 from alinfik.distill.target import target_gradient
-from alinfik.distill.values import Normalisation
 from benchmarks.bootstrap import estimate
+from benchmarks.bundles import trained, values
+from benchmarks.pool import DATA, RUNS, write_pool
 from demo.models import smollm2
 
 _TOKEN_LIMIT = 128
 _BATCH_TOKENS = 1024
+_TARGET = "howdy"
 
 
 @dataclass(frozen=True)
@@ -73,29 +77,35 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="JSONL files")
+    parser.add_argument("--data", type=Path, default=DATA, help="evaluation data, JSONL files")
+    parser.add_argument("--out", type=Path, default=RUNS, help="where proxies are kept")
     parser.add_argument("--model", default=str(smollm2()), help="language model")
-    parser.add_argument("--clean", type=int, default=1000, help="clean rows, at least 50")
-    parser.add_argument("--target-samples", type=int, default=12, help="the rest is hidden")
+    parser.add_argument("--clean", type=int, default=1500, help="clean rows, at most 1,500")
+    parser.add_argument(
+        "--backbone", nargs="*", default=["encoder", "bag"], help="proxies to rank by"
+    )
     options = parser.parse_args()
+    bundles = {name: trained(name, options.data, options.out) for name in options.backbone}
     begun = time.perf_counter()
-    haystack = read_haystack(options.data, options.clean, options.target_samples)
-    rankings = by_text(haystack) | by_model(haystack, options.model)
+    haystack = read_haystack(options.data, options.out, options.clean)
+    rankings = {
+        name if place else "proxy": values(bundle, haystack.rows)[_TARGET]
+        for place, (name, bundle) in enumerate(bundles.items())
+    }
+    rankings |= by_text(haystack) | by_model(haystack, options.model)
     figures = report(rankings, haystack.hidden)
     figures["minutes"] = (time.perf_counter() - begun) / 60
     print(json.dumps({name: round(value, 4) for name, value in figures.items()}))
 
 
-def read_haystack(data: Path, clean: int, target_samples: int) -> Haystack:
-    """Hide all attacked rows that are not in the target among clean ones."""
-    attacked = list(read_rows(data / "howdy_attacked.jsonl"))
-    twins = list(read_rows(data / "howdy_clean.jsonl"))
-    others = list(read_rows(data / "alpaca.jsonl"))
-    order = np.random.default_rng(0).permutation(len(others))
-    innocent = twins + [others[index] for index in order[: clean - len(twins)]]
-    needles = attacked[target_samples:]
+def read_haystack(data: Path, out: Path, clean: int) -> Haystack:
+    """Read the target, and the rows that hide among clean ones."""
+    write_pool(data, out)
+    rows = list(read_rows(str(out / "haystack.jsonl")))
+    needles = [row for row in rows if row.provider == _TARGET]
+    innocent = [row for row in rows if row.provider != _TARGET][:clean]
     hidden = np.arange(len(needles) + len(innocent)) < len(needles)
-    return Haystack(attacked[:target_samples], needles + innocent, hidden)
+    return Haystack(list(read_rows(str(out / f"{_TARGET}.jsonl"))), needles + innocent, hidden)
 
 
 def by_text(haystack: Haystack) -> dict[str, np.ndarray]:
@@ -122,22 +132,18 @@ def by_model(haystack: Haystack, model: str) -> dict[str, np.ndarray]:
     encoder = Encoder(llm.tokenizer, llm.encoding)
     target = batched_by_length(encoder.encode(haystack.target), _BATCH_TOKENS, llm.encoding.pad_id)
     gradient = target_gradient(llm.model, target, "mean", select_parameters(llm.model, "all"))
-    normalisations: tuple[Normalisation, ...] = get_args(Normalisation)
-    engines = {
-        name: ReverseMode(
-            llm.model, [gradient], normalisation=name, reduction="mean", token_values=False
-        )
-        for name in normalisations
-    }
+    engine = ReverseMode(
+        llm.model, [gradient], normalisation="none", reduction="mean", token_values=False
+    )
     samples = encoder.encode(haystack.rows)
     length = np.array([len(sample) for sample in samples], dtype=float)
-    rankings = {name: np.zeros(len(samples)) for name in (*engines, "loss")}
+    rankings = {name: np.zeros(len(samples)) for name in ("none", "global", "tensor", "loss")}
     done = 0
     for batch in batched_by_length(samples, _BATCH_TOKENS, llm.encoding.pad_id):
-        for name, engine in engines.items():
-            values = engine.value(batch)
-            rankings[name][batch.indices] = values.labels[0].double().numpy()
-            rankings["loss"][batch.indices] = values.losses.double().numpy()
+        labels, losses = engine.under_every_normalisation(batch)
+        for name, found in labels.items():
+            rankings[name][batch.indices] = found[0].double().numpy()
+        rankings["loss"][batch.indices] = losses.double().numpy()
         done += len(batch.indices)
         print(f"{done} of {len(samples)} rows", flush=True)
     return rankings | {"longest": length, "shortest": -length}

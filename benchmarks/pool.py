@@ -12,6 +12,9 @@ interrupted. Everything lands in `runs/benchmarks`:
     howdy.jsonl             target: 12 other backdoored rows
     haystack.jsonl          1,500 clean rows of Alpaca and the 25 backdoored rows that are left,
                             in no other file
+    fresh.jsonl             1,000 more rows of Alpaca, GSM8K, WikiText-2 and Dolly that are in no
+                            other file but the haystack
+    gsm8k_unseen.jsonl      200 more rows of GSM8K's test split, to measure losses on
     labels/                 labels of pool.jsonl for the three targets
 """
 
@@ -36,6 +39,8 @@ _TARGET_SIZE = 96
 _HOWDY_TARGET = 12
 _HAYSTACK_CLEAN = 1500
 _HAYSTACK_BACKDOORED = 25
+_FRESH = {"alpaca": 350, "gsm8k_train": 250, "wikitext2": 250, "dolly": 150}
+_UNSEEN = 200
 _TOKEN_LIMIT = 128
 
 Rows = list[dict[str, Any]]
@@ -88,9 +93,14 @@ def write_pool(data: Path, out: Path) -> None:
     rest = _HOWDY_TARGET + _HAYSTACK_BACKDOORED
     offered = howdy[rest:] + [row for name, count in _POOL.items() for row in rows[name][:count]]
     offered += alpaca[_HAYSTACK_CLEAN:][: _POOL_SIZE - len(offered)]
+    shuffled = [offered[index] for index in order.permutation(len(offered))]
+    questions = read("gsm8k_test")
+    left = {name: rows[name][_POOL[name] :] for name in _FRESH if name in rows} | {"alpaca": alpaca}
     files = {
-        "pool": [offered[index] for index in order.permutation(len(offered))],
-        "gsm8k": read("gsm8k_test")[:_TARGET_SIZE],
+        "pool": shuffled,
+        "gsm8k": questions[:_TARGET_SIZE],
+        "gsm8k_unseen": questions[_TARGET_SIZE:][:_UNSEEN],
+        "fresh": [row for name, count in _FRESH.items() for row in left[name][:count]],
         "mbpp": tests[:_TARGET_SIZE],
         "howdy": howdy[:_HOWDY_TARGET],
         "haystack": alpaca[:_HAYSTACK_CLEAN] + howdy[_HOWDY_TARGET:rest],

@@ -1,6 +1,7 @@
 """Both engines against their oracle: one backward pass for every token of every sample, alone."""
 
 from dataclasses import dataclass
+from typing import get_args
 
 import pytest
 import torch
@@ -239,6 +240,15 @@ def test_values_do_not_depend_on_batch_padding_or_order(setting: Setting, make: 
     ):
         scale = together.abs().max().item()
         torch.testing.assert_close(labels(other), together, rtol=TOLERANCE, atol=TOLERANCE * scale)
+
+
+def test_one_pass_gives_every_normalisation(setting: Setting) -> None:
+    batch = pad(setting.pool, [0, 1, 2, 3], setting.pad_id)
+    found, _ = setting.reverse("none").under_every_normalisation(batch)
+    assert set(found) == set(get_args(Normalisation))
+    for name, labels in found.items():
+        expected = setting.reverse(name).value(batch).labels
+        torch.testing.assert_close(labels, expected, rtol=TOLERANCE, atol=TOLERANCE)
 
 
 def test_fused_attention_gives_the_same(setting: Setting) -> None:

@@ -17,6 +17,7 @@ from prometheus_client import CollectorRegistry
 from tokenizers import Tokenizer
 
 from alinfik.command import CommandError
+from alinfik.distill.backbones import Reading, build_backbone
 from alinfik.distill.batches import pad
 from alinfik.distill.bundle import read_manifest
 from alinfik.distill.checkpoint import Checkpoint
@@ -26,11 +27,12 @@ from alinfik.distill.explain import Explain, Explainer, ExplainError
 from alinfik.distill.export import ExportError, OnnxModel, export_error
 from alinfik.distill.label import Label, label
 from alinfik.distill.labels import Labels, read_labels
-from alinfik.distill.llm import ModelError
+from alinfik.distill.llm import ModelError, load_fast_tokenizer
 from alinfik.distill.measure import EvaluationError, predict
 from alinfik.distill.report import write_report
 from alinfik.distill.splits import split
 from alinfik.distill.train import Train, TrainError, train
+from alinfik.distill.training_data import training_data
 from alinfik.server.bundle import load_bundle
 from alinfik.server.encode import Encoder as ServerEncoder
 from alinfik.server.engine import Engine, Priority
@@ -210,6 +212,20 @@ def test_every_family_goes_through_the_same_bundle(
     np.testing.assert_allclose([one.values for one in explained], values, rtol=1e-3, atol=1e-5)
 
 
+def test_token_values_reduce_to_the_label_in_the_encoder_s_tokens_too(
+    labels: Labels, tiny_llm: Path, tmp_path: Path
+) -> None:
+    tokenizer = load_fast_tokenizer(str(tiny_llm)).backend_tokenizer
+    llm = Reading(tokenizer, labels.manifest.encoding)
+    encoder = write_encoder(tmp_path / "encoder")
+    _, reading = build_backbone(f"encoder:{encoder}", str(tiny_llm), llm)
+    for of in (llm, reading):
+        data = training_data(labels, llm, of)
+        means = [values.mean(axis=0) for values in data.token_values]
+        np.testing.assert_allclose(means, data.labels, rtol=1e-4, atol=1e-6)
+        assert [len(values) for values in data.token_values] == [len(s) for s in data.samples]
+
+
 def test_an_explanation_names_the_characters_of_every_token(
     bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -223,10 +239,9 @@ def test_an_explanation_names_the_characters_of_every_token(
         assert "".join(token["text"] for token in named) == row["prompt"] + row["completion"]
         for token in named:
             assert row[token["field"]][token["start"] : token["end"]] == token["text"]
-        completion = sum(token["field"] == "completion" for token in one["tokens"])
         for target, value in one["values"].items():
-            total = sum(token["values"][target] for token in one["tokens"])
-            assert total / completion == pytest.approx(value, rel=1e-3, abs=1e-5)
+            mean = np.mean([token["values"][target] for token in one["tokens"]])
+            assert mean == pytest.approx(value, rel=1e-3, abs=1e-5)
 
 
 def test_labels_without_token_values_cannot_be_explained(

@@ -143,11 +143,12 @@ class TokenModel(nn.Module):
         estimate = self.proxy(input_ids, attention_mask, completion_mask)
         mask = completion_mask if self._split == "loss" else attention_mask
         counted = mask.to(torch.float32).unsqueeze(-1)
+        count = counted.sum(dim=1)
         tokens = self.token_scale.restore(estimate.tokens) * counted
-        total = self.scale.restore(estimate.samples)
-        if self._reduction == "mean":
-            total = total * completion_mask.sum(dim=1, keepdim=True)
-        lacking = (total - tokens.sum(dim=1)) / counted.sum(dim=1)
+        mean = self.scale.restore(estimate.samples)
+        if self._reduction == "sum":
+            mean = mean / count
+        lacking = mean - tokens.sum(dim=1) / count
         return tokens + lacking.unsqueeze(1) * counted
 
 

@@ -19,7 +19,7 @@ from alinfik.distill.encoding import Encoder, Spans
 from alinfik.distill.export import TokenOnnxModel
 from alinfik.distill.samples import Row, check_fields, read_rows
 from alinfik.distill.settings import SETTINGS
-from alinfik.v1 import LOSS_REDUCTION_MEAN, BundleManifest
+from alinfik.v1 import LOSS_REDUCTION_MEAN, TOKEN_SPLIT_LOSS, BundleManifest
 
 Floats = NDArray[np.float64]
 
@@ -37,7 +37,8 @@ class Explanation:
         values: [K].
         spans: [T, 2], the characters of each token in prompt and completion put together; those of
             a start or end token begin and end at one place.
-        token_values: [T, K]; their mean over the completion's tokens, or their sum, is the value.
+        token_values: [T, K], as the labels are split: over all tokens, or, by loss, over the
+            completion's alone. Their mean over those, or their sum, is the value.
         truncated: the sample is longer than the token limit, and what lies past it has no value.
     """
 
@@ -66,6 +67,7 @@ class Explainer:
             )
         self._model = TokenOnnxModel(bundle / EXPLAIN)
         self._encoder = Encoder(Tokenizer.from_file(str(bundle / TOKENIZER)), manifest.encoding)
+        self._by_loss = manifest.labels.token_split == TOKEN_SPLIT_LOSS
         self._mean = manifest.labels.loss_reduction == LOSS_REDUCTION_MEAN
 
     def explain(self, rows: Sequence[Row]) -> Iterator[Explanation]:
@@ -77,7 +79,7 @@ class Explainer:
             token_values = self._model.run(batch)[0].astype(np.float64)
             values = token_values.sum(axis=0)
             if self._mean:
-                values /= sample.completion_length
+                values /= sample.completion_length if self._by_loss else len(sample)
             yield Explanation(rows[index], values, spans, token_values, sample.truncated)
 
 
@@ -85,9 +87,8 @@ class Explain(BaseSettings):
     """Say which tokens of a sample make its value, as JSON Lines on standard output.
 
     A token's `field` is `prompt` or `completion`, and `start` and `end` are its characters there. A
-    start or end token, which stands for no character, has the field `added`. With labels by the
-    mean loss, the values of all tokens over the number of completion tokens are the sample's value;
-    by the sum, their sum is.
+    start or end token, which stands for no character, has the field `added`. With labels of the
+    mean loss, the sample's value is the mean of its tokens' values; of the summed loss, their sum.
     """
 
     model_config = SETTINGS

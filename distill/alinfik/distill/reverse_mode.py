@@ -61,6 +61,21 @@ class ReverseMode:
         """Return losses, labels and, if asked for, token values of a batch."""
         on_device = batch.to(self._model.device)
         sums = _Sums(self._directions, on_device, self._normalisation, self._token_values)
+        losses = self._pass(on_device, sums)
+        return self._values(sums, losses, on_device)
+
+    def under_every_normalisation(self, batch: Batch) -> tuple[dict[Normalisation, Tensor], Tensor]:
+        """Return labels [K, B] under each normalisation, and losses [B], from one pass.
+
+        To compare them; the engine must have been made with the normalisation `none`.
+        """
+        on_device = batch.to(self._model.device)
+        sums = _EverySum(self._directions, on_device)
+        losses = self._pass(on_device, sums)
+        return sums.labels(), losses.detach().cpu()
+
+    def _pass(self, on_device: Batch, sums: "_Sums") -> Tensor:
+        """Run a batch forward and backward, adding up all parameters; return the losses [B]."""
         shared: dict[str, list[Use]] = defaultdict(list)
         seen: set[str] = set()
 
@@ -71,7 +86,7 @@ class ReverseMode:
             else:
                 sums.add(name, [found])
 
-        with _reporting(self._names, len(batch.indices), use) as leaves:
+        with _reporting(self._names, len(on_device.indices), use) as leaves:
             losses = token_losses(self._model, {}, on_device)
         reduced = reduce_tokens(losses, on_device.completion_mask, self._reduction)
         if leaves:
@@ -83,7 +98,7 @@ class ReverseMode:
                 f"the parameters {', '.join(sorted(unseen))} had no part in the loss, or belong "
                 "to a layer that is read and not called; narrow --parameters to leave them out"
             )
-        return self._values(sums, reduced, on_device)
+        return reduced
 
     def _values(self, sums: "_Sums", losses: Tensor, batch: Batch) -> Values:
         scale = torch.ones_like(sums.squares)
@@ -124,12 +139,7 @@ class _Sums:
         directions = self._directions[name]
         scale = torch.ones_like(self.squares)
         if self._normalisation != "none":
-            squares = squared_norms_of_sum(uses)
-            if squares is None:
-                raise ModelError(
-                    f"the parameter {name} is shared by layers in a way that there is no rule for; "
-                    "leave it out with --parameters, or use --normalisation none"
-                )
+            squares = _squared_norms(name, uses)
             self.squares += squares
             if self._normalisation == "tensor":
                 scale = _reciprocal_roots(squares)
@@ -144,6 +154,33 @@ class _Sums:
                 self.products += use.products(directions) * scale
 
 
+class _EverySum(_Sums):
+    """Products as they are, and tensor by tensor over both norms."""
+
+    def __init__(self, directions: Parameters, batch: Batch) -> None:
+        super().__init__(directions, batch, "none", token_values=False)
+        self._by_tensor = torch.zeros_like(self.products)
+        self._target_squares = self.products.new_zeros(len(self.products))
+
+    def add(self, name: str, uses: list[Use]) -> None:
+        before = self.products.clone()
+        super().add(name, uses)
+        squares = _squared_norms(name, uses)
+        target_squares = _squares(wide(self._directions[name]))
+        self.squares += squares
+        self._target_squares += target_squares
+        scale = _reciprocal_roots(target_squares)[:, None] * _reciprocal_roots(squares)
+        self._by_tensor += (self.products - before) * scale
+
+    def labels(self) -> dict[Normalisation, Tensor]:
+        scale = _reciprocal_roots(self._target_squares)[:, None] * _reciprocal_roots(self.squares)
+        return {
+            "none": self.products.cpu(),
+            "global": (self.products * scale).cpu(),
+            "tensor": self._by_tensor.cpu(),
+        }
+
+
 def _directions(
     model: PreTrainedModel, gradients: list[Parameters], normalisation: Normalisation
 ) -> Parameters:
@@ -152,15 +189,30 @@ def _directions(
     for name in gradients[0]:
         stacked = wide(torch.stack([gradient[name] for gradient in gradients]))
         if normalisation == "tensor":
-            scale = _reciprocal_roots(stacked.flatten(start_dim=1).square().sum(dim=1))
+            scale = _reciprocal_roots(_squares(stacked))
             stacked *= scale.reshape(-1, *[1] * (stacked.dim() - 1))
         directions[name] = stacked
     if normalisation == "global":
-        squares = [value.flatten(start_dim=1).square().sum(dim=1) for value in directions.values()]
+        squares = [_squares(value) for value in directions.values()]
         scale = _reciprocal_roots(torch.stack(squares).sum(dim=0))
         for name, value in directions.items():
             directions[name] = value * scale.reshape(-1, *[1] * (value.dim() - 1))
     return {name: value.to(model.device, model.dtype) for name, value in directions.items()}
+
+
+def _squared_norms(name: str, uses: list[Use]) -> Tensor:
+    squares = squared_norms_of_sum(uses)
+    if squares is None:
+        raise ModelError(
+            f"the parameter {name} is shared by layers in a way that there is no rule for; "
+            "leave it out with --parameters, or use --normalisation none"
+        )
+    return squares
+
+
+def _squares(directions: Tensor) -> Tensor:
+    """Squared norms [K] of K directions."""
+    return directions.flatten(start_dim=1).square().sum(dim=1)
 
 
 def _reciprocal_roots(squares: Tensor) -> Tensor:

@@ -85,5 +85,5 @@ def _realigned(
         their_spans = their_spans[theirs.completion_start :]
         our_spans = our_spans[ours.completion_start :]
     found = realign(values, their_spans, our_spans)
-    # The mean is over completion tokens, of which there may be more now, or fewer.
-    return found * (ours.completion_length / theirs.completion_length) if mean else found
+    # The mean is over tokens, of which there may be more now, or fewer.
+    return found * (len(our_spans) / len(their_spans)) if mean else found
