@@ -43,11 +43,13 @@ class Backbone(nn.Module):
         width: D.
         learning_rate: what its weights are trained at.
         multiplies: whether its time goes into matrix products, which 8 bits would quicken.
+        informed: whether its states say much of a text before they are trained.
     """
 
     width: int
     learning_rate: float
     multiplies: bool
+    informed: bool
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,7 @@ class Layers(Backbone):
 
     learning_rate = _TRAINED_RATE
     multiplies = True
+    informed = True
 
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()
@@ -86,6 +89,7 @@ class EncoderStates(Backbone):
 
     learning_rate = _TRAINED_RATE
     multiplies = True
+    informed = True
 
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()
@@ -110,6 +114,7 @@ class Bag(Backbone):
 
     learning_rate = _FRESH_RATE
     multiplies = False
+    informed = False
 
     def __init__(self, vectors: Tensor) -> None:
         super().__init__()

@@ -18,15 +18,19 @@ from alinfik.distill.values import TokenSplit
 
 Floats = NDArray[np.float64]
 
-# Standard deviations past which a fitted estimate is held: sinh turns a wild one into infinity.
-_FITTED_LIMIT = 8.0
+# Quantiles that the scale is known at, and how far past the outermost it goes on, in standard
+# deviations of it: a wild estimate should stay a number that somebody may have seen.
+_KNOTS = 65
+_BEYOND = 1.0
+_LEAST_STEP = 1e-30
 
 
 class FittedScale(nn.Module):
-    """The scale that the proxy is trained on: asinh of the label, standardised, a target each.
+    """The scale that the proxy is trained on: what the label's rank would be in a normal law.
 
-    Labels are heavy-tailed on both sides of zero; asinh is linear near zero and logarithmic in the
-    tails.
+    Labels are heavy-tailed and of several kinds at once; ranks are what a proxy is judged by, and
+    normal scores are ranks that regression is at home with. Between quantiles of the training
+    labels the scale is linear, past the outermost it goes on as it did before them.
 
     Args:
         labels: [N, K], of the training samples.
@@ -34,21 +38,44 @@ class FittedScale(nn.Module):
 
     def __init__(self, labels: Floats) -> None:
         super().__init__()
-        unit = np.maximum(np.median(np.abs(labels), axis=0), 1e-12)
-        transformed = np.arcsinh(labels / unit)
-        deviation = np.maximum(transformed.std(axis=0), 1e-6)
-        self.unit = nn.Buffer(torch.tensor(unit, dtype=torch.float32))
-        self.centre = nn.Buffer(torch.tensor(transformed.mean(axis=0), dtype=torch.float32))
-        self.deviation = nn.Buffer(torch.tensor(deviation, dtype=torch.float32))
+        from scipy.stats import norm  # takes a second to load
+
+        tail = 0.5 / len(labels)
+        shares = np.linspace(norm.ppf(tail), norm.ppf(1 - tail), _KNOTS)
+        values = np.quantile(labels, norm.cdf(shares), axis=0).T
+        # A step that labels share takes in all of its ranks: the scale must still go up there.
+        least = 1e-6 * np.maximum(np.ptp(values, axis=1, keepdims=True), 1e-12)
+        values = np.maximum.accumulate(values, axis=1) + least * np.arange(_KNOTS)
+        self.knots = nn.Buffer(torch.tensor(shares, dtype=torch.float32))
+        self.values = nn.Buffer(torch.tensor(values, dtype=torch.float32))
 
     def fit(self, labels: Tensor) -> Tensor:
         """Labels [..., K] to the fitted scale."""
-        return ((labels / self.unit).asinh() - self.centre) / self.deviation
+        by_target = [
+            self._along(self.values[target], self.knots.expand_as(self.values[target]), column)
+            for target, column in enumerate(labels.unbind(dim=-1))
+        ]
+        return self._held(torch.stack(by_target, dim=-1))
 
     def restore(self, fitted: Tensor) -> Tensor:
         """Fitted estimates [..., K] to the label's unit."""
-        held = fitted.clamp(-_FITTED_LIMIT, _FITTED_LIMIT)
-        return (held * self.deviation + self.centre).sinh() * self.unit
+        by_target = [
+            self._along(self.knots, self.values[target], column)
+            for target, column in enumerate(self._held(fitted).unbind(dim=-1))
+        ]
+        return torch.stack(by_target, dim=-1)
+
+    def _held(self, fitted: Tensor) -> Tensor:
+        return fitted.clamp(self.knots[0] - _BEYOND, self.knots[-1] + _BEYOND)
+
+    @staticmethod
+    def _along(knots: Tensor, values: Tensor, places: Tensor) -> Tensor:
+        """Interpolate linearly through (knots, values) [Q], and on past both ends."""
+        # What torch.searchsorted says, in operators that ONNX has.
+        segment = (places.unsqueeze(-1) > knots).sum(dim=-1).clamp(1, len(knots) - 1)
+        start, end = knots[segment - 1], knots[segment]
+        share = (places - start) / (end - start).clamp(min=_LEAST_STEP)
+        return values[segment - 1] + share * (values[segment] - values[segment - 1])
 
 
 @dataclass(frozen=True)

@@ -20,9 +20,10 @@ from alinfik.distill.calibrate import FittedScale, Scales
 from alinfik.distill.checkpoint import Checkpoint, State
 from alinfik.distill.encoding import Encoded
 from alinfik.distill.llm import choose_dtype
+from alinfik.distill.probe import fit_probes
 from alinfik.distill.proxy import Estimate, Proxy
 from alinfik.distill.ranks import spearman
-from alinfik.distill.training_data import Training
+from alinfik.distill.training_data import Training, token_targets
 
 Floats = NDArray[np.float64]
 
@@ -57,19 +58,23 @@ def fit(
     """Train ``proxy`` in place and return the scales that it was trained on.
 
     The loss is Huber's on the fitted scale, on samples and, at half weight, on tokens. Embeddings
-    stay as they are: a few thousand samples touch a few of them. Of all epochs the one is kept
-    that ranks the validation samples best, by Spearman's correlation in the mean over targets.
+    stay as they are: a few thousand samples touch a few of them. Training starts from regressions
+    in closed form (`alinfik.distill.probe`). Of these and all epochs that is kept which ranks the
+    validation samples best, by Spearman's correlation in the mean over targets.
     """
     run = _Run(proxy, data, plan)
-    best, best_epoch, first = -math.inf, -1, 0
-    best_weights = _copy(proxy.state_dict())
     if state := checkpoint.load():
         run.restore(state["run"])
         first, best, best_epoch = state["epoch"], state["best"], state["best_epoch"]
         best_weights = state["best_weights"]
+    else:
+        if proxy.backbone.informed:
+            fit_probes(proxy, data, run.scales, plan.pad_id)
+        best = _rank_correlation(proxy, validation, plan)
+        first, best_epoch, best_weights = 0, -1, _copy(proxy.state_dict())
     with progress("train", plan.epochs * len(data.samples)) as advance:
         advance(first * len(data.samples))
-        note = ""
+        note = f", validation Spearman {best:.3f}"
         for epoch in range(first, plan.epochs):
             if epoch - best_epoch > plan.patience:
                 break
@@ -148,7 +153,7 @@ class _Run:
         )
         if self.scales.tokens is None:
             return loss
-        mask, values = _token_targets(self._data, batch)
+        mask, values = token_targets(self._data, batch)
         found = estimate.tokens.float()[mask.to(self._device)]
         wanted = self.scales.tokens.fit(values.to(self._device))
         return loss + _TOKEN_WEIGHT * huber_loss(found, wanted)
@@ -184,19 +189,12 @@ def estimate(proxy: Proxy, samples: Sequence[Encoded], pad_id: int) -> Estimate:
     return Estimate(estimates, torch.empty(0), features, lengths)
 
 
-def _token_targets(data: Training, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Return the mask [B, T] of tokens that have values, and the values [tokens, K] in order."""
-    values = np.concatenate([data.token_values[index] for index in batch.indices])
-    mask = batch.completion_mask if data.split == "loss" else batch.attention_mask
-    return mask.bool(), torch.tensor(values, dtype=torch.float32)
-
-
 def _optimiser(
     proxy: Proxy, steps: int
 ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
     backbone = [weight for weight in proxy.backbone.parameters() if weight.requires_grad]
     inside = {id(weight) for weight in proxy.backbone.parameters()}
-    heads = [weight for weight in proxy.parameters() if id(weight) not in inside]
+    heads = [w for w in proxy.parameters() if w.requires_grad and id(w) not in inside]
     optimiser = torch.optim.AdamW(
         [
             {"params": heads, "lr": _HEAD_RATE},

@@ -15,6 +15,26 @@ from alinfik.distill.backbones import Backbone
 # Width of the pooled features' hidden layer, and of the scalars that describe a sample's length.
 _HIDDEN = 256
 _LENGTH_FEATURES = 2
+# A root has no slope at zero, where a completion of one token is.
+_LEAST_VARIANCE = 1e-6
+
+
+@dataclass(frozen=True)
+class Pooled:
+    """What B samples' states come to.
+
+    Attributes:
+        mean: of the completion's states, [B, D].
+        probed: what the probe is linear in, [B, 3 D + 2]: means of completion and prompt, the
+            deviation within the completion, and the lengths.
+        learnt: [B, D], the completion's states weighted by attention that is trained.
+        lengths: [B, 2], logarithms of the completion's and the prompt's tokens, centred.
+    """
+
+    mean: Tensor
+    probed: Tensor
+    learnt: Tensor
+    lengths: Tensor
 
 
 @dataclass(frozen=True)
@@ -23,8 +43,8 @@ class Estimate:
 
     Attributes:
         samples: [B, K].
-        tokens: [B, T, K], of the completion's tokens; meaningless elsewhere.
-        features: [B, F], pooled; what the out-of-distribution score looks at.
+        tokens: [B, T, K], of the tokens that have values; meaningless elsewhere.
+        features: [B, F], what else describes a sample.
         lengths: [B, 2], logarithms of the completion's and the prompt's tokens, centred.
     """
 
@@ -35,7 +55,7 @@ class Estimate:
 
 
 class Proxy(nn.Module):
-    """A backbone, attention pooling over the completion, and one head a target.
+    """A backbone, a linear probe of its pooled states, and a small network that corrects it.
 
     Args:
         backbone: gives states; see `alinfik.distill.backbones`.
@@ -47,10 +67,17 @@ class Proxy(nn.Module):
         width = backbone.width
         self.backbone = backbone
         self.norm = nn.LayerNorm(width)
-        self.attention = nn.Linear(width, targets)
         self.token_head = nn.Linear(width, targets)
-        self.hidden = nn.Linear(3 * width + _LENGTH_FEATURES, _HIDDEN)
-        self.sample_head = nn.Linear(_HIDDEN, targets)
+        self.probe = nn.Linear(3 * width + _LENGTH_FEATURES, targets)
+        # Solved, not trained: see `alinfik.distill.probe`.
+        self.probe.requires_grad_(requires_grad=False)
+        nn.init.zeros_(self.probe.weight)
+        nn.init.zeros_(self.probe.bias)
+        self.attention = nn.Linear(width, targets)
+        self.hidden = nn.Linear(3 * width + _LENGTH_FEATURES + width, _HIDDEN)
+        self.correction = nn.Linear(_HIDDEN, targets)
+        nn.init.zeros_(self.correction.weight)
+        nn.init.zeros_(self.correction.bias)
         self.dropout = nn.Dropout(0.1)
 
     def forward(
@@ -63,20 +90,36 @@ class Proxy(nn.Module):
             attention_mask: int64 [B, T].
             completion_mask: int64 [B, T], with at least one 1 a row.
         """
-        states = self.norm(self.backbone(input_ids, attention_mask, completion_mask))
+        states = self.states(input_ids, attention_mask, completion_mask)
+        pooled = self.pooled(states, attention_mask, completion_mask)
+        inputs = torch.cat([pooled.probed, pooled.learnt], dim=-1)
+        hidden = nn.functional.gelu(self.hidden(self.dropout(inputs)))
+        return Estimate(
+            samples=self.probe(pooled.probed) + self.correction(self.dropout(hidden)),
+            tokens=self.token_head(states),
+            features=pooled.mean,
+            lengths=pooled.lengths,
+        )
+
+    def states(self, input_ids: Tensor, attention_mask: Tensor, completion_mask: Tensor) -> Tensor:
+        """Return the backbone's states, normalised, [B, T, D]."""
+        return self.norm(self.backbone(input_ids, attention_mask, completion_mask))
+
+    def pooled(self, states: Tensor, attention_mask: Tensor, completion_mask: Tensor) -> Pooled:
+        """Pool states [B, T, D] over completion and prompt."""
         mask = completion_mask.to(states.dtype).unsqueeze(-1)
         before = attention_mask.to(states.dtype).unsqueeze(-1) - mask
         count, count_before = mask.sum(dim=1), before.sum(dim=1)
         mean = (states * mask).sum(dim=1) / count
         mean_before = (states * before).sum(dim=1) / count_before.clamp(min=1)
+        away = (states - mean.unsqueeze(1)) * mask
+        deviation = (away.square().sum(dim=1) / count + _LEAST_VARIANCE).sqrt()
         scores = self.attention(states).masked_fill(mask == 0, float("-inf"))
-        attended = torch.einsum("btk,btd->bkd", scores.softmax(dim=1), states).mean(dim=1)
+        learnt = torch.einsum("btk,btd->bkd", scores.softmax(dim=1), states).mean(dim=1)
         lengths = torch.cat([count, count_before], dim=-1).log1p() - math.log(32)
-        pooled = torch.cat([mean, attended, mean_before, lengths], dim=-1)
-        hidden = nn.functional.gelu(self.hidden(self.dropout(pooled)))
-        return Estimate(
-            samples=self.sample_head(self.dropout(hidden)),
-            tokens=self.token_head(states),
-            features=mean,
+        return Pooled(
+            mean=mean,
+            probed=torch.cat([mean, mean_before, deviation, lengths], dim=-1),
+            learnt=learnt,
             lengths=lengths,
         )

@@ -8,10 +8,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from alinfik.distill.align import realign
 from alinfik.distill.backbones import Reading
+from alinfik.distill.batches import Batch
 from alinfik.distill.encoding import Encoded, Encoder
 from alinfik.distill.labels import Labels
 from alinfik.distill.values import TokenSplit
@@ -68,6 +71,13 @@ def training_data(labels: Labels, llm: Reading, proxy: Reading) -> Training:
             for one in zip(values, labels.samples, samples, *spans, strict=True)
         ]
     return Training(samples, labels.values, values, labels.token_split)
+
+
+def token_targets(data: Training, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Return the mask [B, T] of tokens that have values, and the values [tokens, K] in order."""
+    values = np.concatenate([data.token_values[index] for index in batch.indices])
+    mask = batch.completion_mask if data.split == "loss" else batch.attention_mask
+    return mask.bool(), torch.tensor(values, dtype=torch.float32)
 
 
 def _realigned(
