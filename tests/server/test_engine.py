@@ -1,4 +1,5 @@
 import asyncio
+import shutil
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 
 from alinfik.server.bundle import BundleError, load_bundle
+from alinfik.server.device import find_device
 from alinfik.server.engine import Engine, ModelError, NotRunningError, Outcome, Priority, QueueFull
 from alinfik.server.metrics import Metrics
 from alinfik.server.rejection import Rejection
@@ -288,3 +290,23 @@ def test_a_model_that_is_no_proxy_is_refused(tmp_path: Path) -> None:
             output.type.tensor_type.shape.dim[1].dim_value = 1
 
     assert "gives 1 values a sample, and the manifest has 2" in refusal("one", one_column)
+
+
+def test_a_bundle_is_run_in_8_bits_where_it_can_be_and_there_is_no_gpu(tmp_path: Path) -> None:
+    """The bundle's int8 model gives other values, so that one can see which one ran."""
+    bundle = write_tiny_bundle(tmp_path / "bundle")
+    other = write_tiny_bundle(tmp_path / "other", seed=1)
+    with pytest.raises(BundleError, match=r"no model\.int8\.onnx"):
+        asyncio.run(value_of_clips(bundle, precision="int8"))
+    shutil.copy(other / "model.onnx", bundle / "model.int8.onnx")
+    write_manifest(bundle, read_manifest(bundle))
+    exact, eight_bits = (expected_values(directory, CLIPS)[0][0] for directory in (bundle, other))
+    chosen = eight_bits if find_device() == "cpu" else exact
+    for precision, expected in (("auto", chosen), ("int8", eight_bits), ("float32", exact)):
+        found = asyncio.run(value_of_clips(bundle, precision=precision))
+        assert found == pytest.approx(expected, rel=1e-4)
+
+
+async def value_of_clips(bundle: Path, **flags: object) -> float:
+    async with engine_of(bundle, **flags) as (engine, _):
+        return values(await score(engine, CLIPS))[0][0]

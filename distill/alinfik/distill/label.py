@@ -137,7 +137,7 @@ class Label(BaseSettings):
     )
 
     ceiling_samples: int = Field(
-        default=200,
+        default=100,
         ge=0,
         description="samples of the pool to label by halves of each target, to see how well labels "
         "can be trusted and whether the target is large enough; 0 leaves it out",
