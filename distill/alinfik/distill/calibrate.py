@@ -102,7 +102,7 @@ class ServedModel(nn.Module):
         proxy: trained.
         scale: the scale that it was trained on.
         spread: how large a residual to expect, from `described`.
-        half_width: [K], on the fitted scale, of a sample of middling spread.
+        half_width: [K], in the label's unit, of a sample of middling spread.
         strangeness: gives the out-of-distribution score.
     """
 
@@ -126,11 +126,12 @@ class ServedModel(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return value, lower, upper [B, K] in the label's unit, and ood [B]."""
         estimate = self.proxy(input_ids, attention_mask, completion_mask)
+        value = self.scale.restore(estimate.samples)
         half_width = self.half_width * self.spread(described(estimate))
         return (
-            self.scale.restore(estimate.samples),
-            self.scale.restore(estimate.samples - half_width),
-            self.scale.restore(estimate.samples + half_width),
+            value,
+            value - half_width,
+            value + half_width,
             self.strangeness(input_ids, attention_mask),
         )
 

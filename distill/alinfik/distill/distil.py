@@ -70,8 +70,7 @@ def distil(
 
     unfitted = data.take(sorted(parts["validation"] + parts["calibration"]))
     found = estimate(proxy, unfitted.samples, plan.pad_id)
-    fitted = scales.samples.fit(torch.tensor(unfitted.labels, dtype=torch.float32))
-    residuals = (found.samples - fitted).double().numpy()
+    residuals = scales.samples.restore(found.samples).double().numpy() - unfitted.labels
     spread, half_width = calibrated(described(found).double().numpy(), residuals)
     known = sorted(parts["train"] + parts["validation"] + parts["calibration"])
     encoder = Encoder(reading.tokenizer, reading.encoding)

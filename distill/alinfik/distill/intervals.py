@@ -1,10 +1,10 @@
 """How far a value may be from its label: intervals that are wide where the proxy errs.
 
 In: residuals of samples that were not trained on. Out: a module that says how wide every sample's
-interval is to be, and the width, on the fitted scale. Split conformal prediction with a normalised
-score (Lei et al. 2018, section 5.2, arXiv 1604.04173): a small regression says how large a residual
-to expect, and the multiple of it that covers is found on samples that a regression fitted to the
-others judged (cross-conformal prediction, Vovk 2015). Knows nothing of the proxy.
+interval is to be, and the width. Split conformal prediction with a normalised score (Lei et al.
+2018, section 5.2, arXiv 1604.04173): a small regression says how large a residual to expect, and
+the multiple of it that covers is found on samples that a regression fitted to the others judged
+(cross-conformal prediction, Vovk 2015). Knows nothing of the proxy.
 """
 
 import math
@@ -18,44 +18,42 @@ Floats = NDArray[np.float64]
 
 COVERAGE = 0.9
 
-# Of the median absolute residual: one that happens to be zero says little of the next.
-_FLOOR_SHARE = 0.1
 _FOLDS = 5
-# The regression may say that a residual is so many times as large as the middle one, or as small.
-_MOST = math.log(4.0)
+# Of a middling root: no regression on a few hundred samples can promise less.
+_FLOOR = 0.2
 _PENALTIES = np.logspace(0, 6, 13)
 
 
 class Spread(nn.Module):
-    """Expected size of a sample's residual: log-linear in what describes the sample.
+    """Expected size of a sample's residual; its root is linear in what describes the sample.
+
+    Roots of absolute residuals have a spread of their own that hardly depends on their size, as
+    least squares would have it.
 
     Args:
         features: [N, F], of samples that were not trained on.
-        residuals: [N, K], estimate minus label on the fitted scale, of the same samples.
+        residuals: [N, K], value minus label, of the same samples.
     """
 
     def __init__(self, features: Floats, residuals: Floats) -> None:
         super().__init__()
         from sklearn.linear_model import RidgeCV  # takes a second to load
 
-        sizes = np.abs(residuals)
-        floor = np.maximum(_FLOOR_SHARE * np.median(sizes, axis=0), 1e-6)
-        logs = np.log(sizes + floor)
+        roots = np.sqrt(np.abs(residuals))
+        roots /= np.maximum(roots.mean(axis=0), np.finfo(np.float64).tiny)
         centre, deviation = features.mean(axis=0), np.maximum(features.std(axis=0), 1e-6)
         standard = (features - centre) / deviation
-        weights = [
-            # Its penalty is chosen by leaving one sample out, so that noise gives a constant width.
-            RidgeCV(_PENALTIES).fit(standard, logs[:, target]).coef_
-            for target in range(logs.shape[1])
-        ]
+        # Its penalty is chosen by leaving one sample out, so that noise gives a constant width.
+        ridges = [RidgeCV(_PENALTIES).fit(standard, root) for root in roots.T]
+        weights = np.stack([np.asarray(ridge.coef_) for ridge in ridges])
         self.centre = nn.Buffer(torch.tensor(centre, dtype=torch.float32))
         self.deviation = nn.Buffer(torch.tensor(deviation, dtype=torch.float32))
-        self.weights = nn.Buffer(torch.tensor(np.array(weights), dtype=torch.float32))
+        self.weights = nn.Buffer(torch.tensor(weights, dtype=torch.float32))
 
     def forward(self, features: Tensor) -> Tensor:
         """Return sizes [B, K] for features [B, F], over that of a middling sample."""
-        logs = ((features - self.centre) / self.deviation) @ self.weights.T
-        return logs.clamp(-_MOST, _MOST).exp()
+        roots = 1 + ((features - self.centre) / self.deviation) @ self.weights.T
+        return roots.clamp(min=_FLOOR).square()
 
 
 def calibrated(features: Floats, residuals: Floats) -> tuple[Spread, Floats]:

@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 from alinfik.distill.batches import Batch
 from alinfik.distill.llm import ModelError
 from alinfik.distill.losses import Parameters, Reduction, reduce_tokens, token_losses
-from alinfik.distill.rules import Use, squared_norms_of_sum, use_of, wide
+from alinfik.distill.rules import Grams, Use, squared_norms_of_sum, use_of, wide
 from alinfik.distill.values import Normalisation, TokenSplit, Values
 
 
@@ -246,6 +246,7 @@ def _reporting(
         otherwise, since no parameter asks for one.
     """
     leaves: list[Tensor] = []
+    grams = Grams()
     layers: dict[nn.Module, dict[str, str]] = defaultdict(dict)
     for name, places in owners.items():
         for module, local in places:
@@ -267,7 +268,7 @@ def _reporting(
 
         def backward_hook(gradients: Tensor) -> None:
             for local, name in layers[module].items():
-                report(name, use_of(module, local, inputs, gradients.detach()))
+                report(name, use_of(module, local, inputs, gradients.detach(), grams))
 
         output.register_hook(backward_hook)
         return output

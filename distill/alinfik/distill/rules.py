@@ -12,6 +12,7 @@ Shapes: B samples, T positions, K directions. Knows nothing of models and target
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol
 
 import torch
@@ -23,6 +24,27 @@ from transformers.pytorch_utils import Conv1D
 def wide(tensor: Tensor) -> Tensor:
     """Return the tensor in float32 at least: what is summed over many numbers."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+class Grams:
+    """Gram matrices of layers' inputs; those of one input, read by several layers, made once.
+
+    Layers that read the same input, as the projections of attention do, come one after the other in
+    backward, so that the last one is all that needs to be kept.
+    """
+
+    def __init__(self) -> None:
+        self._inputs: Tensor | None = None
+        self._gram = torch.empty(0)
+
+    def of(self, inputs: Tensor) -> Tensor:
+        """Return A Aᵀ of every sample, [B, T, T], for A [B, T, D]."""
+        last = self._inputs
+        # Kept, its memory is no other tensor's.
+        if last is None or last.data_ptr() != inputs.data_ptr() or last.shape != inputs.shape:
+            self._inputs = inputs
+            self._gram = wide(torch.bmm(inputs, inputs.transpose(1, 2)))
+        return self._gram
 
 
 class Use(Protocol):
@@ -49,11 +71,13 @@ class MatrixUse:
         inputs: A, [B, T, in].
         gradients: G, [B, T, out].
         transposed: the parameter is stored as Wᵀ, [in, out].
+        grams: shared by all uses in one pass.
     """
 
     inputs: Tensor
     gradients: Tensor
     transposed: bool
+    grams: Grams
 
     def position_values(self, direction: Tensor) -> Tensor:
         """Cost: one forward pass of the layer."""
@@ -71,9 +95,8 @@ class MatrixUse:
         return wide(directions.flatten(start_dim=1) @ formed.T)
 
     def squared_norms(self) -> Tensor:
-        inputs, gradients = self.inputs, self.gradients
-        gram = wide(torch.bmm(inputs, inputs.transpose(1, 2)))
-        return (gram * wide(torch.bmm(gradients, gradients.transpose(1, 2)))).sum(dim=(1, 2))
+        of_gradients = wide(torch.bmm(self.gradients, self.gradients.transpose(1, 2)))
+        return (self.grams.of(self.inputs) * of_gradients).sum(dim=(1, 2))
 
 
 @dataclass(frozen=True)
@@ -138,6 +161,7 @@ class SmallUse:
     def _parameter(self) -> Tensor:
         return self.module.get_parameter(self.name).detach()
 
+    @cached_property
     def _formed(self) -> Tensor:
         def of_sample(inputs: Tensor, gradients: Tensor) -> Tensor:
             def output(parameter: Tensor) -> Tensor:
@@ -155,18 +179,18 @@ class SmallUse:
         return wide(tangent * self.gradients).flatten(start_dim=2).sum(dim=2)
 
     def products(self, directions: Tensor) -> Tensor:
-        return wide(directions).flatten(start_dim=1) @ self._formed().T
+        return wide(directions).flatten(start_dim=1) @ self._formed.T
 
     def squared_norms(self) -> Tensor:
-        return self._formed().square().sum(dim=1)
+        return self._formed.square().sum(dim=1)
 
 
-def use_of(module: nn.Module, name: str, inputs: Tensor, gradients: Tensor) -> Use:
+def use_of(module: nn.Module, name: str, inputs: Tensor, gradients: Tensor, grams: Grams) -> Use:
     """Return the use of the parameter ``name`` of a layer that has run forward and backward."""
     # Exact types: a subclass may compute something else.
     if type(module) in (nn.Linear, Conv1D):
         if name == "weight":
-            return MatrixUse(inputs, gradients, transposed=type(module) is Conv1D)
+            return MatrixUse(inputs, gradients, type(module) is Conv1D, grams)
         return OffsetUse(gradients)
     if type(module) is nn.Embedding:
         return LookupUse(inputs, gradients)

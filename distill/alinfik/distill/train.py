@@ -82,9 +82,9 @@ class Train(BaseSettings):
         description="what is trained on or held out as a whole: a `group` with its "
         "near-duplicates; or a `provider`, to see how the proxy does on one it does not know",
     )
-    epochs: int = Field(default=4, ge=1, description="passes over the training samples, at most")
+    epochs: int = Field(default=6, ge=1, description="passes over the training samples, at most")
     patience: int = Field(
-        default=2,
+        default=3,
         ge=1,
         description="epochs without a better rank correlation on validation samples to stop after",
     )
