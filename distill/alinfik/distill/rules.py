@@ -80,9 +80,13 @@ class MatrixUse:
     grams: Grams
 
     def position_values(self, direction: Tensor) -> Tensor:
-        """Cost: one forward pass of the layer."""
+        """Cost: one forward pass of the layer, from whichever side makes the smaller product."""
         matrix = direction if self.transposed else direction.T
-        return wide(torch.einsum("bto,bto->bt", self.inputs @ matrix, self.gradients))
+        if self.gradients.shape[-1] > self.inputs.shape[-1]:
+            product = (self.gradients @ matrix.T).mul_(self.inputs)
+        else:
+            product = (self.inputs @ matrix).mul_(self.gradients)
+        return product.sum(dim=-1, dtype=torch.promote_types(product.dtype, torch.float32))
 
     def products(self, directions: Tensor) -> Tensor:
         """Form each sample's gradient once for all directions; one direction does not need it."""
