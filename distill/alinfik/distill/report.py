@@ -163,7 +163,9 @@ def _coloured(explanation: Explanation, column: int) -> list[_Piece]:
     row = explanation.row
     text = row.prompt + row.completion
     values = explanation.token_values[:, column]
-    most = max(float(np.abs(values).max()), 1e-12)
+    # The start token, which no one sees, can have more than all others together.
+    seen = explanation.spans[:, 1] > explanation.spans[:, 0]
+    most = max(float(np.abs(values[seen]).max(initial=0.0)), 1e-12)
     pieces: list[_Piece] = []
     done = 0
     for (begin, end), value in zip(explanation.spans.tolist(), values, strict=True):
