@@ -190,9 +190,9 @@ def draw(points: list[Point], path: Path) -> None:
             (point.samples_per_second, best),
             (0, 8),
             textcoords="offset points",
-            ha="center",
+            rotation=45,
         )
-    axes.margins(x=0.12, y=0.12)
+    axes.margins(x=0.15, y=0.25)
     axes.grid(alpha=0.3)
     axes.legend(title="target")
     figure.savefig(path)
