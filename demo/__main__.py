@@ -112,6 +112,7 @@ class _Demo:
             *arguments_of(list(self._targets.items())),
             *("--pool", self._pool),
             *("--out", labels),
+            *("--ceiling-samples", "40"),
         )
         self._say("Distilling a proxy from the labels …")
         run(
