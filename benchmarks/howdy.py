@@ -30,7 +30,6 @@ and a JSON object as the last line, with for each ranking:
 and `chance_auprc`, the share of rows that are hidden, and `minutes`, how long it took.
 """
 
-import argparse
 import json
 import time
 from collections.abc import Mapping
@@ -52,7 +51,7 @@ from alinfik.distill.selection import select_parameters
 from alinfik.distill.target import target_gradient
 from benchmarks.bootstrap import estimate
 from benchmarks.bundles import trained, values
-from benchmarks.pool import DATA, RUNS, write_pool
+from benchmarks.pool import arguments, write_pool
 from demo.models import smollm2
 
 _TOKEN_LIMIT = 128
@@ -75,11 +74,7 @@ class Haystack:
 
 def main() -> None:
     """Run the benchmark."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("--data", type=Path, default=DATA, help="evaluation data, JSONL files")
-    parser.add_argument("--out", type=Path, default=RUNS, help="where proxies are kept")
+    parser = arguments(__doc__)
     parser.add_argument("--model", default=str(smollm2()), help="language model")
     parser.add_argument("--clean", type=int, default=1500, help="clean rows, at most 1,500")
     parser.add_argument(

@@ -48,13 +48,18 @@ Rows = list[dict[str, Any]]
 
 def main() -> None:
     """Write the files and the labels."""
+    options = arguments(__doc__).parse_args()
+    print(labelled_pool(options.data, options.out))
+
+
+def arguments(description: str | None) -> argparse.ArgumentParser:
+    """Return a parser of what every benchmark of proxies takes."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+        description=description, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--data", type=Path, default=DATA, help="evaluation data, JSONL files")
-    parser.add_argument("--out", type=Path, default=RUNS, help="directory to write to")
-    options = parser.parse_args()
-    print(labelled_pool(options.data, options.out))
+    parser.add_argument("--out", type=Path, default=RUNS, help="where everything is kept")
+    return parser
 
 
 def labelled_pool(data: Path, out: Path) -> Path:

@@ -11,7 +11,6 @@ larger pool (`alinfik-distill label`) and name it by `--labels`. A table and a f
 TARGET_spearman_SIZE and TARGET_tfidf_SIZE, and `minutes`.
 """
 
-import argparse
 import json
 import time
 from pathlib import Path
@@ -32,18 +31,14 @@ from alinfik.distill.ranks import spearman
 from alinfik.distill.splits import split
 from alinfik.distill.train import Train
 from alinfik.distill.training_data import training_data
-from benchmarks.pool import DATA, RUNS, labelled_pool
+from benchmarks.pool import arguments, labelled_pool
 
 _SIZES = (250, 500, 1000, 2000, 4000)
 
 
 def main() -> None:
     """Run the benchmark."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("--data", type=Path, default=DATA, help="evaluation data, JSONL files")
-    parser.add_argument("--out", type=Path, default=RUNS, help="where the figure goes")
+    parser = arguments(__doc__)
     parser.add_argument("--labels", type=Path, help="labels directory; the pool's by default")
     parser.add_argument("--backbone", default="encoder", help="proxy to train")
     parser.add_argument("--sizes", type=int, nargs="*", default=_SIZES, help="labels to train on")

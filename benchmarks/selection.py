@@ -26,7 +26,6 @@ JSON object as the last line, with for each setting, `with_` and `without_` the 
     proxy_gain_ratio           the lower of the two
 """
 
-import argparse
 import copy
 import json
 import time
@@ -53,7 +52,7 @@ from alinfik.distill.samples import Row, read_rows
 from alinfik.distill.selection import select_parameters
 from alinfik.distill.target import target_gradient
 from benchmarks.bundles import trained, values
-from benchmarks.pool import DATA, RUNS, write_pool
+from benchmarks.pool import arguments, write_pool
 from demo.models import smollm2
 
 _TARGET = "gsm8k"
@@ -77,11 +76,7 @@ class Material:
 
 def main() -> None:
     """Run the benchmark."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("--data", type=Path, default=DATA, help="evaluation data, JSONL files")
-    parser.add_argument("--out", type=Path, default=RUNS, help="where proxies are kept")
+    parser = arguments(__doc__)
     parser.add_argument("--model", default=str(smollm2()), help="language model")
     parser.add_argument("--backbone", default="encoder", help="proxy to choose by")
     parser.add_argument("--rows", type=int, default=1000, help="rows to choose from, at most 1,000")

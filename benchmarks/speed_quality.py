@@ -14,7 +14,6 @@ figure, `runs/benchmarks/speed_quality.svg`, and a JSON object as the last line:
     FAMILY_TARGET_spearman of every proxy, FAMILY_int8_... where it ships
 """
 
-import argparse
 import json
 import time
 from dataclasses import dataclass
@@ -38,7 +37,7 @@ from alinfik.distill.selection import select_parameters
 from alinfik.distill.splits import split
 from alinfik.distill.target import target_gradient
 from benchmarks.bundles import trained
-from benchmarks.pool import DATA, RUNS, TARGETS, labelled_pool
+from benchmarks.pool import TARGETS, arguments, labelled_pool
 from demo.models import smollm2
 
 # Repeated until so long has passed: a bag values the held-out samples in a blink.
@@ -59,11 +58,7 @@ class Point:
 
 def main() -> None:
     """Run the benchmark."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("--data", type=Path, default=DATA, help="evaluation data, JSONL files")
-    parser.add_argument("--out", type=Path, default=RUNS, help="where proxies are kept")
+    parser = arguments(__doc__)
     parser.add_argument("--model", default=str(smollm2()), help="language model")
     parser.add_argument("--backbone", nargs="*", default=["bag", "encoder", "layers:6"])
     parser.add_argument("--labelled", type=int, default=60, help="samples to time labelling by")

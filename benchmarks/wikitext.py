@@ -14,7 +14,6 @@ are kept in `runs/benchmarks/wikitext-ROWS`. A JSON object is the last line:
     labels_auroc, proxy_auroc  WikiText passages among all held-out rows
 """
 
-import argparse
 import json
 import time
 from pathlib import Path
@@ -30,7 +29,7 @@ from alinfik.distill.labels import read_labels
 from alinfik.distill.splits import split
 from alinfik.distill.train import Train, train
 from benchmarks.bundles import values
-from benchmarks.pool import DATA, RUNS, write_pool
+from benchmarks.pool import arguments, write_pool
 from demo.models import smollm2
 
 _TARGET = "wikitext"
@@ -41,11 +40,7 @@ _TOKEN_LIMIT = 128
 
 def main() -> None:
     """Run the benchmark."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("--data", type=Path, default=DATA, help="evaluation data, JSONL files")
-    parser.add_argument("--out", type=Path, default=RUNS, help="where labels are kept")
+    parser = arguments(__doc__)
     parser.add_argument("--model", default=str(smollm2()), help="language model")
     parser.add_argument("--backbone", default="encoder", help="proxy to distil")
     parser.add_argument("--rows", type=int, default=1000, help="rows to label")

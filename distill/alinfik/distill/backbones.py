@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedModel
 
 from alinfik.distill.llm import ModelError, load_fast_tokenizer
+from alinfik.distill.pairs import hash_pairs
 from alinfik.distill.selection import find_layers
 from alinfik.v1 import Encoding
 
@@ -28,8 +29,6 @@ _MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 # Of the bag: enough for what a few thousand labels can teach, and little memory to read a token.
 _BAG_WIDTH = 128
 _BAG_PAIRS = 1 << 15
-# Spreads pairs of ids over the table; prime, and the product of two ids with it fits in 63 bits.
-_PAIR_FACTOR = 1_000_003
 
 # Trained weights move a tenth as far as fresh ones do.
 _TRAINED_RATE = 1e-4
@@ -131,8 +130,7 @@ class Bag(Backbone):
     ) -> Tensor:
         """Return states [B, T, D]."""
         before = torch.cat([torch.zeros_like(input_ids[:, :1]), input_ids[:, :-1]], dim=1)
-        pairs = (before * _PAIR_FACTOR + input_ids) % _BAG_PAIRS
-        return self.tokens(input_ids) + self.pairs(pairs)
+        return self.tokens(input_ids) + self.pairs(hash_pairs(before, input_ids, _BAG_PAIRS))
 
 
 def build_backbone(family: str, llm: str, llm_reading: Reading) -> tuple[Backbone, Reading]:

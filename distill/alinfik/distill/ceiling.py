@@ -63,7 +63,7 @@ def ceilings(
         if len(samples) < 2:
             continue
         # Every other one, since a file may be sorted.
-        halves = {"half a": samples[::2], "half b": samples[1::2]}
+        halves = {f"{name}, half {half}": samples[half - 1 :: 2] for half in (1, 2)}
         job = Job.of(recipe, llm, target_gradients(llm, recipe, halves, cache))
         with progress(f"halves of {name}", len(rows)) as advance:
             table = job.labeller_of(llm).label(rows, advance)

@@ -56,6 +56,7 @@ def evaluate(bundle: Path, labels_directory: Path, report: Path) -> Metrics:
     predictions = predict(OnnxModel(bundle / MODEL), samples, manifest.encoding.pad_id)
     metrics = measure(predictions, held_out, labels.take(parts["train"]))
     metrics.export_error = manifest.metrics.export_error
+    metrics.int8_spearman = manifest.metrics.int8_spearman
     manifest.metrics.CopyFrom(metrics)
     explainer = Explainer(bundle, manifest) if EXPLAIN in manifest.files else None
     write_report(report, manifest, held_out, predictions, explainer)

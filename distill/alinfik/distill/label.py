@@ -212,6 +212,8 @@ def label(settings: Label) -> None:
     )
     shard_count = math.ceil(pool.size / settings.shard_samples)
     missing = {number for number in range(shard_count) if not writer.has_shard(number)}
+    if not missing and writer.is_finished():
+        return
     if missing:
         gradients = target_gradients(llm, recipe, targets, GradientCache(settings.cache))
         job = Job.of(recipe, llm, gradients)

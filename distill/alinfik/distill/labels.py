@@ -88,6 +88,10 @@ class LabelsWriter:
         """Whether an earlier run has written shard ``number``."""
         return self._shard(number).exists()
 
+    def is_finished(self) -> bool:
+        """Whether an earlier run has written everything."""
+        return (self._directory / MANIFEST).exists()
+
     def write_shard(self, number: int, table: pa.Table) -> None:
         """Write shard ``number``; it is there whole or not at all.
 

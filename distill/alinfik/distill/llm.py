@@ -147,17 +147,17 @@ def load_llm(
         # text holds it, no gradient either.
         if isinstance(module, torch.nn.Embedding):
             module.padding_idx = None
-    identity = LanguageModel(name=_public_name(name), sha256=_weights_sha256(model))
+    identity = LanguageModel(name=public_name(name), sha256=_weights_sha256(model))
     if adapter is not None:
-        identity.adapter = _public_name(adapter)
+        identity.adapter = public_name(adapter)
     torch.nn.Module.to(model, device, choose_dtype(dtype, device))
     model.eval().requires_grad_(False)
     encoding = _encoding(model, tokenizer, layout)
     return LLM(model, tokenizer.backend_tokenizer, encoding, identity, trainable)
 
 
-def _public_name(source: str) -> str:
-    """A Hugging Face id as it is; of a path, what says nothing of the machine."""
+def public_name(source: str) -> str:
+    """Return a Hugging Face id as it is; of a path, what says nothing of the machine."""
     return Path(source).name if Path(source).exists() else source
 
 

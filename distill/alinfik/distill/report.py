@@ -11,6 +11,7 @@ from alinfik.distill.baselines import length_scores
 from alinfik.distill.explain import Explainer, Explanation
 from alinfik.distill.labels import Labels
 from alinfik.distill.measure import Predictions
+from alinfik.distill.quantise import AGREEMENT_LIMIT
 from alinfik.distill.samples import Row
 from alinfik.v1 import BundleManifest
 
@@ -85,7 +86,7 @@ def write_report(
             }
         )
     path.write_text(
-        template.render(manifest=manifest, targets=targets, created=manifest.create_time)
+        template.render(manifest=manifest, targets=targets, agreement_limit=AGREEMENT_LIMIT)
     )
 
 

@@ -39,12 +39,19 @@ class Grams:
 
     def of(self, inputs: Tensor) -> Tensor:
         """Return A Aᵀ of every sample, [B, T, T], for A [B, T, D]."""
-        last = self._inputs
-        # Kept, its memory is no other tensor's.
-        if last is None or last.data_ptr() != inputs.data_ptr() or last.shape != inputs.shape:
+        if self._inputs is None or not _same(self._inputs, inputs):
             self._inputs = inputs
             self._gram = wide(torch.bmm(inputs, inputs.transpose(1, 2)))
         return self._gram
+
+
+def _same(kept: Tensor, other: Tensor) -> bool:
+    """Whether two tensors are one; what is kept shares its memory with no later one."""
+    return (kept.data_ptr(), kept.shape, kept.stride()) == (
+        other.data_ptr(),
+        other.shape,
+        other.stride(),
+    )
 
 
 class Use(Protocol):

@@ -13,7 +13,6 @@ larger of the two, each in standard deviations above the mean known text.
 """
 
 from collections.abc import Sequence
-from typing import TypeVar
 
 import numpy as np
 import torch
@@ -22,13 +21,12 @@ from torch import Tensor, nn
 
 from alinfik.distill.batches import batched_by_length
 from alinfik.distill.encoding import Encoded
+from alinfik.distill.pairs import Ids, hash_pairs
 
 Floats = NDArray[np.float64]
-Ids = TypeVar("Ids", Tensor, NDArray[np.int64])
 
-# Pairs and triples of ids are counted under a hash; a prime, whose product with an id fits.
+# Pairs and triples of ids are counted under a hash.
 _BUCKETS = 1 << 18
-_FACTOR = 1_000_003
 # What is taken off each pair's count, and how many kinds of follower a token is thought to have.
 _DISCOUNT = 0.75
 _FOLLOWERS = 40.0
@@ -154,4 +152,4 @@ def _deviation(values: Tensor, mask: Tensor) -> Tensor:
 
 
 def _pairs(first: Ids, second: Ids) -> Ids:
-    return (first * _FACTOR + second) % _BUCKETS
+    return hash_pairs(first, second, _BUCKETS)

@@ -23,7 +23,7 @@ from alinfik.distill.explain import Explainer
 from alinfik.distill.export import OnnxModel, export_error, export_onnx, export_tokens
 from alinfik.distill.fit import Plan
 from alinfik.distill.labels import Labels, read_labels
-from alinfik.distill.llm import load_fast_tokenizer, model_source
+from alinfik.distill.llm import load_fast_tokenizer, model_source, public_name
 from alinfik.distill.measure import Predictions, agreement, measure, predict
 from alinfik.distill.quantise import AGREEMENT_LIMIT, quantise
 from alinfik.distill.report import write_report
@@ -181,7 +181,8 @@ def _write_bundle(
     manifest = BundleManifest()
     manifest.CopyFrom(labels.manifest)
     manifest.encoding.CopyFrom(reading.encoding)
-    manifest.proxy.backbone = _backbone(settings)
+    family, _, argument = _backbone(settings).partition(":")
+    manifest.proxy.backbone = f"{family}:{public_name(argument)}" if argument else family
     manifest.proxy.split_by = settings.split_by
     manifest.proxy.parameter_count = sum(weight.numel() for weight in served.parameters())
     for column, target in enumerate(manifest.targets):
