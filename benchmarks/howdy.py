@@ -16,7 +16,7 @@ Rankings, each high where a row is suspected:
     tfidf                   mean cosine of TF-IDF vectors with the target's; sees the word "Howdy"
     tfidf_completion        the same of completions alone, which do not hold it
 
-Texts are cut to 128 tokens; labels are in bfloat16 where the hardware multiplies it. It takes 12
+Texts are cut to 128 tokens; labels are in bfloat16 where the hardware multiplies it. It takes 16
 minutes on two cores once the proxies are there (`benchmarks.bundles`); `--clean 300` a fifth of
 that, and `--skip-labels`, which leaves out what needs the language model, a minute. A table first,
 and a JSON object as the last line, with for each ranking:
