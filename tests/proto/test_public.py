@@ -7,9 +7,14 @@ import alinfik.v1
 def test_the_public_list_of_messages_is_this() -> None:
     messages = {name for name in alinfik.v1.__all__ if name[1].islower()}
     assert messages == {
+        "ActivateBundleRequest",
+        "ActivateBundleResponse",
         "BundleManifest",
         "BundleSummary",
         "Encoding",
+        "ExplainRequest",
+        "ExplainResponse",
+        "Explanation",
         "FileDigest",
         "GetBundleRequest",
         "GetBundleResponse",
@@ -17,6 +22,8 @@ def test_the_public_list_of_messages_is_this() -> None:
         "LanguageModel",
         "ListBundlesRequest",
         "ListBundlesResponse",
+        "LoadBundleRequest",
+        "LoadBundleResponse",
         "LossReduction",
         "Metrics",
         "Normalisation",
@@ -30,7 +37,11 @@ def test_the_public_list_of_messages_is_this() -> None:
         "Target",
         "TargetMetrics",
         "TargetValue",
+        "Timing",
         "TokenSplit",
+        "TokenValue",
+        "UnloadBundleRequest",
+        "UnloadBundleResponse",
         "Valuation",
     }
     assert set(alinfik.v1.__all__) - messages == {

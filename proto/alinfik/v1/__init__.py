@@ -1,7 +1,7 @@
 """The messages of ALinFiK's public contract, version 1.
 
-The gRPC stubs are in ``valuation_service_pb2_grpc``, so that reading a bundle manifest needs no
-grpc.
+The gRPC stubs are in ``valuation_service_pb2_grpc`` and ``bundle_service_pb2_grpc``, so that
+reading a bundle manifest needs no grpc.
 """
 
 from alinfik.v1.bundle_pb2 import (
@@ -28,10 +28,21 @@ from alinfik.v1.bundle_pb2 import (
     TargetMetrics,
     TokenSplit,
 )
+from alinfik.v1.bundle_service_pb2 import (
+    ActivateBundleRequest,
+    ActivateBundleResponse,
+    LoadBundleRequest,
+    LoadBundleResponse,
+    UnloadBundleRequest,
+    UnloadBundleResponse,
+)
 from alinfik.v1.sample_pb2 import Sample
 from alinfik.v1.valuation_pb2 import TargetValue, Valuation
 from alinfik.v1.valuation_service_pb2 import (
     BundleSummary,
+    ExplainRequest,
+    ExplainResponse,
+    Explanation,
     GetBundleRequest,
     GetBundleResponse,
     ListBundlesRequest,
@@ -39,6 +50,8 @@ from alinfik.v1.valuation_service_pb2 import (
     ScoreRequest,
     ScoreResponse,
     ScoreResult,
+    Timing,
+    TokenValue,
 )
 
 __all__ = [
@@ -50,9 +63,14 @@ __all__ = [
     "TOKEN_SPLIT_LOSS",
     "TOKEN_SPLIT_POSITION",
     "TOKEN_SPLIT_UNSPECIFIED",
+    "ActivateBundleRequest",
+    "ActivateBundleResponse",
     "BundleManifest",
     "BundleSummary",
     "Encoding",
+    "ExplainRequest",
+    "ExplainResponse",
+    "Explanation",
     "FileDigest",
     "GetBundleRequest",
     "GetBundleResponse",
@@ -60,6 +78,8 @@ __all__ = [
     "LanguageModel",
     "ListBundlesRequest",
     "ListBundlesResponse",
+    "LoadBundleRequest",
+    "LoadBundleResponse",
     "LossReduction",
     "Metrics",
     "Normalisation",
@@ -73,6 +93,10 @@ __all__ = [
     "Target",
     "TargetMetrics",
     "TargetValue",
+    "Timing",
     "TokenSplit",
+    "TokenValue",
+    "UnloadBundleRequest",
+    "UnloadBundleResponse",
     "Valuation",
 ]

@@ -25,32 +25,45 @@ _sym_db = _symbol_database.Default()
 from alinfik.v1 import bundle_pb2 as alinfik_dot_v1_dot_bundle__pb2
 from alinfik.v1 import sample_pb2 as alinfik_dot_v1_dot_sample__pb2
 from alinfik.v1 import valuation_pb2 as alinfik_dot_v1_dot_valuation__pb2
+from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 from google.rpc import status_pb2 as google_dot_rpc_dot_status__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"alinfik/v1/valuation_service.proto\x12\nalinfik.v1\x1a\x17\x61linfik/v1/bundle.proto\x1a\x17\x61linfik/v1/sample.proto\x1a\x1a\x61linfik/v1/valuation.proto\x1a\x17google/rpc/status.proto\"p\n\x0cScoreRequest\x12#\n\x07samples\x18\x01 \x03(\x0b\x32\x12.alinfik.v1.Sample\x12\x11\n\tbundle_id\x18\x02 \x01(\t\x12\x0f\n\x07targets\x18\x03 \x03(\t\x12\x17\n\x0fpartial_success\x18\x04 \x01(\x08\"9\n\rScoreResponse\x12(\n\x07results\x18\x01 \x03(\x0b\x32\x17.alinfik.v1.ScoreResult\"i\n\x0bScoreResult\x12*\n\tvaluation\x18\x01 \x01(\x0b\x32\x15.alinfik.v1.ValuationH\x00\x12#\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x12.google.rpc.StatusH\x00\x42\t\n\x07outcome\"\x14\n\x12ListBundlesRequest\"A\n\x13ListBundlesResponse\x12*\n\x07\x62undles\x18\x01 \x03(\x0b\x32\x19.alinfik.v1.BundleSummary\"U\n\rBundleSummary\x12\x11\n\tbundle_id\x18\x01 \x01(\t\x12\x0e\n\x06\x61\x63tive\x18\x02 \x01(\x08\x12\x0f\n\x07targets\x18\x03 \x03(\t\x12\x10\n\x08\x62\x61\x63kbone\x18\x04 \x01(\t\"%\n\x10GetBundleRequest\x12\x11\n\tbundle_id\x18\x01 \x01(\t\"O\n\x11GetBundleResponse\x12*\n\x06\x62undle\x18\x01 \x01(\x0b\x32\x1a.alinfik.v1.BundleManifest\x12\x0e\n\x06\x61\x63tive\x18\x02 \x01(\x08\x32\xb2\x02\n\x10ValuationService\x12<\n\x05Score\x12\x18.alinfik.v1.ScoreRequest\x1a\x19.alinfik.v1.ScoreResponse\x12\x46\n\x0bScoreStream\x12\x18.alinfik.v1.ScoreRequest\x1a\x19.alinfik.v1.ScoreResponse(\x01\x30\x01\x12N\n\x0bListBundles\x12\x1e.alinfik.v1.ListBundlesRequest\x1a\x1f.alinfik.v1.ListBundlesResponse\x12H\n\tGetBundle\x12\x1c.alinfik.v1.GetBundleRequest\x1a\x1d.alinfik.v1.GetBundleResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"alinfik/v1/valuation_service.proto\x12\nalinfik.v1\x1a\x17\x61linfik/v1/bundle.proto\x1a\x17\x61linfik/v1/sample.proto\x1a\x1a\x61linfik/v1/valuation.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x17google/rpc/status.proto\"p\n\x0cScoreRequest\x12#\n\x07samples\x18\x01 \x03(\x0b\x32\x12.alinfik.v1.Sample\x12\x11\n\tbundle_id\x18\x02 \x01(\t\x12\x0f\n\x07targets\x18\x03 \x03(\t\x12\x17\n\x0fpartial_success\x18\x04 \x01(\x08\"]\n\rScoreResponse\x12(\n\x07results\x18\x01 \x03(\x0b\x32\x17.alinfik.v1.ScoreResult\x12\"\n\x06timing\x18\x02 \x01(\x0b\x32\x12.alinfik.v1.Timing\"\xf5\x01\n\x06Timing\x12\x35\n\x12\x61\x64mission_duration\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x38\n\x15tokenisation_duration\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x31\n\x0equeue_duration\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x31\n\x0emodel_duration\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x14\n\x0cshared_count\x18\x05 \x01(\r\"i\n\x0bScoreResult\x12*\n\tvaluation\x18\x01 \x01(\x0b\x32\x15.alinfik.v1.ValuationH\x00\x12#\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x12.google.rpc.StatusH\x00\x42\t\n\x07outcome\"Y\n\x0e\x45xplainRequest\x12#\n\x07samples\x18\x01 \x03(\x0b\x32\x12.alinfik.v1.Sample\x12\x11\n\tbundle_id\x18\x02 \x01(\t\x12\x0f\n\x07targets\x18\x03 \x03(\t\"@\n\x0f\x45xplainResponse\x12-\n\x0c\x65xplanations\x18\x01 \x03(\x0b\x32\x17.alinfik.v1.Explanation\"l\n\x0b\x45xplanation\x12\x11\n\tsample_id\x18\x01 \x01(\t\x12\x0f\n\x07targets\x18\x02 \x03(\t\x12&\n\x06tokens\x18\x03 \x03(\x0b\x32\x16.alinfik.v1.TokenValue\x12\x11\n\ttruncated\x18\x04 \x01(\x08\"\xbe\x01\n\nTokenValue\x12+\n\x05\x66ield\x18\x01 \x01(\x0e\x32\x1c.alinfik.v1.TokenValue.Field\x12\r\n\x05start\x18\x02 \x01(\r\x12\x0b\n\x03\x65nd\x18\x03 \x01(\r\x12\x0e\n\x06values\x18\x04 \x03(\x01\"W\n\x05\x46ield\x12\x15\n\x11\x46IELD_UNSPECIFIED\x10\x00\x12\x10\n\x0c\x46IELD_PROMPT\x10\x01\x12\x14\n\x10\x46IELD_COMPLETION\x10\x02\x12\x0f\n\x0b\x46IELD_ADDED\x10\x03\"\x14\n\x12ListBundlesRequest\"A\n\x13ListBundlesResponse\x12*\n\x07\x62undles\x18\x01 \x03(\x0b\x32\x19.alinfik.v1.BundleSummary\"e\n\rBundleSummary\x12\x11\n\tbundle_id\x18\x01 \x01(\t\x12\x0e\n\x06\x61\x63tive\x18\x02 \x01(\x08\x12\x0e\n\x06shadow\x18\x05 \x01(\x08\x12\x0f\n\x07targets\x18\x03 \x03(\t\x12\x10\n\x08\x62\x61\x63kbone\x18\x04 \x01(\t\"%\n\x10GetBundleRequest\x12\x11\n\tbundle_id\x18\x01 \x01(\t\"O\n\x11GetBundleResponse\x12*\n\x06\x62undle\x18\x01 \x01(\x0b\x32\x1a.alinfik.v1.BundleManifest\x12\x0e\n\x06\x61\x63tive\x18\x02 \x01(\x08\x32\xf6\x02\n\x10ValuationService\x12<\n\x05Score\x12\x18.alinfik.v1.ScoreRequest\x1a\x19.alinfik.v1.ScoreResponse\x12\x46\n\x0bScoreStream\x12\x18.alinfik.v1.ScoreRequest\x1a\x19.alinfik.v1.ScoreResponse(\x01\x30\x01\x12\x42\n\x07\x45xplain\x12\x1a.alinfik.v1.ExplainRequest\x1a\x1b.alinfik.v1.ExplainResponse\x12N\n\x0bListBundles\x12\x1e.alinfik.v1.ListBundlesRequest\x1a\x1f.alinfik.v1.ListBundlesResponse\x12H\n\tGetBundle\x12\x1c.alinfik.v1.GetBundleRequest\x1a\x1d.alinfik.v1.GetBundleResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'alinfik.v1.valuation_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_SCOREREQUEST']._serialized_start=153
-  _globals['_SCOREREQUEST']._serialized_end=265
-  _globals['_SCORERESPONSE']._serialized_start=267
-  _globals['_SCORERESPONSE']._serialized_end=324
-  _globals['_SCORERESULT']._serialized_start=326
-  _globals['_SCORERESULT']._serialized_end=431
-  _globals['_LISTBUNDLESREQUEST']._serialized_start=433
-  _globals['_LISTBUNDLESREQUEST']._serialized_end=453
-  _globals['_LISTBUNDLESRESPONSE']._serialized_start=455
-  _globals['_LISTBUNDLESRESPONSE']._serialized_end=520
-  _globals['_BUNDLESUMMARY']._serialized_start=522
-  _globals['_BUNDLESUMMARY']._serialized_end=607
-  _globals['_GETBUNDLEREQUEST']._serialized_start=609
-  _globals['_GETBUNDLEREQUEST']._serialized_end=646
-  _globals['_GETBUNDLERESPONSE']._serialized_start=648
-  _globals['_GETBUNDLERESPONSE']._serialized_end=727
-  _globals['_VALUATIONSERVICE']._serialized_start=730
-  _globals['_VALUATIONSERVICE']._serialized_end=1036
+  _globals['_SCOREREQUEST']._serialized_start=185
+  _globals['_SCOREREQUEST']._serialized_end=297
+  _globals['_SCORERESPONSE']._serialized_start=299
+  _globals['_SCORERESPONSE']._serialized_end=392
+  _globals['_TIMING']._serialized_start=395
+  _globals['_TIMING']._serialized_end=640
+  _globals['_SCORERESULT']._serialized_start=642
+  _globals['_SCORERESULT']._serialized_end=747
+  _globals['_EXPLAINREQUEST']._serialized_start=749
+  _globals['_EXPLAINREQUEST']._serialized_end=838
+  _globals['_EXPLAINRESPONSE']._serialized_start=840
+  _globals['_EXPLAINRESPONSE']._serialized_end=904
+  _globals['_EXPLANATION']._serialized_start=906
+  _globals['_EXPLANATION']._serialized_end=1014
+  _globals['_TOKENVALUE']._serialized_start=1017
+  _globals['_TOKENVALUE']._serialized_end=1207
+  _globals['_TOKENVALUE_FIELD']._serialized_start=1120
+  _globals['_TOKENVALUE_FIELD']._serialized_end=1207
+  _globals['_LISTBUNDLESREQUEST']._serialized_start=1209
+  _globals['_LISTBUNDLESREQUEST']._serialized_end=1229
+  _globals['_LISTBUNDLESRESPONSE']._serialized_start=1231
+  _globals['_LISTBUNDLESRESPONSE']._serialized_end=1296
+  _globals['_BUNDLESUMMARY']._serialized_start=1298
+  _globals['_BUNDLESUMMARY']._serialized_end=1399
+  _globals['_GETBUNDLEREQUEST']._serialized_start=1401
+  _globals['_GETBUNDLEREQUEST']._serialized_end=1438
+  _globals['_GETBUNDLERESPONSE']._serialized_start=1440
+  _globals['_GETBUNDLERESPONSE']._serialized_end=1519
+  _globals['_VALUATIONSERVICE']._serialized_start=1522
+  _globals['_VALUATIONSERVICE']._serialized_end=1896
 # @@protoc_insertion_point(module_scope)

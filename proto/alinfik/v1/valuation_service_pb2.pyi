@@ -8,8 +8,10 @@ from alinfik.v1 import sample_pb2 as _sample_pb2
 from alinfik.v1 import valuation_pb2 as _valuation_pb2
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
+from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.rpc import status_pb2 as _status_pb2
 import builtins as _builtins
 import sys
@@ -65,22 +67,72 @@ class ScoreResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     RESULTS_FIELD_NUMBER: _builtins.int
+    TIMING_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def results(self) -> _containers.RepeatedCompositeFieldContainer[Global___ScoreResult]:
         """One a sample, in the request's order."""
+
+    @_builtins.property
+    def timing(self) -> Global___Timing:
+        """How the time of this request was spent."""
 
     def __init__(
         self,
         *,
         results: _abc.Iterable[Global___ScoreResult] | None = ...,
+        timing: Global___Timing | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["timing", b"timing"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["results", b"results"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["results", b"results", "timing", b"timing"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ScoreResponse: _TypeAlias = ScoreResponse  # noqa: Y015
+
+@_typing.final
+class Timing(_message.Message):
+    """Where the time between a request's arrival and its answer went; the parts follow each other."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ADMISSION_DURATION_FIELD_NUMBER: _builtins.int
+    TOKENISATION_DURATION_FIELD_NUMBER: _builtins.int
+    QUEUE_DURATION_FIELD_NUMBER: _builtins.int
+    MODEL_DURATION_FIELD_NUMBER: _builtins.int
+    SHARED_COUNT_FIELD_NUMBER: _builtins.int
+    shared_count: _builtins.int
+    """Samples whose text was valued before, or was being valued, and which cost the model nothing."""
+    @_builtins.property
+    def admission_duration(self) -> _duration_pb2.Duration:
+        """Waiting for room in the queue, which streams alone do."""
+
+    @_builtins.property
+    def tokenisation_duration(self) -> _duration_pb2.Duration: ...
+    @_builtins.property
+    def queue_duration(self) -> _duration_pb2.Duration:
+        """From the queue's end to its front, until the last sample was in a batch."""
+
+    @_builtins.property
+    def model_duration(self) -> _duration_pb2.Duration:
+        """In the model, that last sample's batch."""
+
+    def __init__(
+        self,
+        *,
+        admission_duration: _duration_pb2.Duration | None = ...,
+        tokenisation_duration: _duration_pb2.Duration | None = ...,
+        queue_duration: _duration_pb2.Duration | None = ...,
+        model_duration: _duration_pb2.Duration | None = ...,
+        shared_count: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["admission_duration", b"admission_duration", "model_duration", b"model_duration", "queue_duration", b"queue_duration", "tokenisation_duration", b"tokenisation_duration"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["admission_duration", b"admission_duration", "model_duration", b"model_duration", "queue_duration", b"queue_duration", "shared_count", b"shared_count", "tokenisation_duration", b"tokenisation_duration"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Timing: _TypeAlias = Timing  # noqa: Y015
 
 @_typing.final
 class ScoreResult(_message.Message):
@@ -109,6 +161,149 @@ class ScoreResult(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType_outcome) -> _WhichOneofReturnType_outcome | None: ...
 
 Global___ScoreResult: _TypeAlias = ScoreResult  # noqa: Y015
+
+@_typing.final
+class ExplainRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SAMPLES_FIELD_NUMBER: _builtins.int
+    BUNDLE_ID_FIELD_NUMBER: _builtins.int
+    TARGETS_FIELD_NUMBER: _builtins.int
+    bundle_id: _builtins.str
+    """As in ScoreRequest."""
+    @_builtins.property
+    def samples(self) -> _containers.RepeatedCompositeFieldContainer[_sample_pb2.Sample]:
+        """At least one; the server states its limit in the error when there are too many."""
+
+    @_builtins.property
+    def targets(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        samples: _abc.Iterable[_sample_pb2.Sample] | None = ...,
+        bundle_id: _builtins.str = ...,
+        targets: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bundle_id", b"bundle_id", "samples", b"samples", "targets", b"targets"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExplainRequest: _TypeAlias = ExplainRequest  # noqa: Y015
+
+@_typing.final
+class ExplainResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EXPLANATIONS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def explanations(self) -> _containers.RepeatedCompositeFieldContainer[Global___Explanation]:
+        """One a sample, in the request's order."""
+
+    def __init__(
+        self,
+        *,
+        explanations: _abc.Iterable[Global___Explanation] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["explanations", b"explanations"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExplainResponse: _TypeAlias = ExplainResponse  # noqa: Y015
+
+@_typing.final
+class Explanation(_message.Message):
+    """A sample's tokens and what each of them adds. With labels of the mean loss, the mean of its
+    tokens' values is the sample's value; with the summed loss, their sum.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SAMPLE_ID_FIELD_NUMBER: _builtins.int
+    TARGETS_FIELD_NUMBER: _builtins.int
+    TOKENS_FIELD_NUMBER: _builtins.int
+    TRUNCATED_FIELD_NUMBER: _builtins.int
+    sample_id: _builtins.str
+    """`Sample.id`, unchanged."""
+    truncated: _builtins.bool
+    """The sample was longer than the bundle's token limit: what lies past it is not among the tokens."""
+    @_builtins.property
+    def targets(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """One entry a target, in the order of every token's values."""
+
+    @_builtins.property
+    def tokens(self) -> _containers.RepeatedCompositeFieldContainer[Global___TokenValue]: ...
+    def __init__(
+        self,
+        *,
+        sample_id: _builtins.str = ...,
+        targets: _abc.Iterable[_builtins.str] | None = ...,
+        tokens: _abc.Iterable[Global___TokenValue] | None = ...,
+        truncated: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["sample_id", b"sample_id", "targets", b"targets", "tokens", b"tokens", "truncated", b"truncated"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Explanation: _TypeAlias = Explanation  # noqa: Y015
+
+@_typing.final
+class TokenValue(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    class _Field:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _FieldEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[TokenValue._Field.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        FIELD_UNSPECIFIED: TokenValue._Field.ValueType  # 0
+        FIELD_PROMPT: TokenValue._Field.ValueType  # 1
+        FIELD_COMPLETION: TokenValue._Field.ValueType  # 2
+        FIELD_ADDED: TokenValue._Field.ValueType  # 3
+        """A start or end token, or one of the template's: no character of the sample."""
+
+    class Field(_Field, metaclass=_FieldEnumTypeWrapper):
+        """What a token stands in."""
+
+    FIELD_UNSPECIFIED: TokenValue.Field.ValueType  # 0
+    FIELD_PROMPT: TokenValue.Field.ValueType  # 1
+    FIELD_COMPLETION: TokenValue.Field.ValueType  # 2
+    FIELD_ADDED: TokenValue.Field.ValueType  # 3
+    """A start or end token, or one of the template's: no character of the sample."""
+
+    FIELD_FIELD_NUMBER: _builtins.int
+    START_FIELD_NUMBER: _builtins.int
+    END_FIELD_NUMBER: _builtins.int
+    VALUES_FIELD_NUMBER: _builtins.int
+    field: Global___TokenValue.Field.ValueType
+    start: _builtins.int
+    """The token's characters [start, end) in that field of the sample, counted in Unicode code points."""
+    end: _builtins.int
+    @_builtins.property
+    def values(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """One a target."""
+
+    def __init__(
+        self,
+        *,
+        field: Global___TokenValue.Field.ValueType = ...,
+        start: _builtins.int = ...,
+        end: _builtins.int = ...,
+        values: _abc.Iterable[_builtins.float] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["end", b"end", "field", b"field", "start", b"start", "values", b"values"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TokenValue: _TypeAlias = TokenValue  # noqa: Y015
 
 @_typing.final
 class ListBundlesRequest(_message.Message):
@@ -151,11 +346,14 @@ class BundleSummary(_message.Message):
 
     BUNDLE_ID_FIELD_NUMBER: _builtins.int
     ACTIVE_FIELD_NUMBER: _builtins.int
+    SHADOW_FIELD_NUMBER: _builtins.int
     TARGETS_FIELD_NUMBER: _builtins.int
     BACKBONE_FIELD_NUMBER: _builtins.int
     bundle_id: _builtins.str
     active: _builtins.bool
     """Requests that name no bundle are valued by this one."""
+    shadow: _builtins.bool
+    """Those requests are valued by this one too, for comparison alone: see the metrics."""
     backbone: _builtins.str
     """`Proxy.backbone`."""
     @_builtins.property
@@ -165,12 +363,13 @@ class BundleSummary(_message.Message):
         *,
         bundle_id: _builtins.str = ...,
         active: _builtins.bool = ...,
+        shadow: _builtins.bool = ...,
         targets: _abc.Iterable[_builtins.str] | None = ...,
         backbone: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["active", b"active", "backbone", b"backbone", "bundle_id", b"bundle_id", "targets", b"targets"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["active", b"active", "backbone", b"backbone", "bundle_id", b"bundle_id", "shadow", b"shadow", "targets", b"targets"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -45,6 +45,11 @@ class ValuationServiceStub:
                 request_serializer=alinfik_dot_v1_dot_valuation__service__pb2.ScoreRequest.SerializeToString,
                 response_deserializer=alinfik_dot_v1_dot_valuation__service__pb2.ScoreResponse.FromString,
                 _registered_method=True)
+        self.Explain = channel.unary_unary(
+                '/alinfik.v1.ValuationService/Explain',
+                request_serializer=alinfik_dot_v1_dot_valuation__service__pb2.ExplainRequest.SerializeToString,
+                response_deserializer=alinfik_dot_v1_dot_valuation__service__pb2.ExplainResponse.FromString,
+                _registered_method=True)
         self.ListBundles = channel.unary_unary(
                 '/alinfik.v1.ValuationService/ListBundles',
                 request_serializer=alinfik_dot_v1_dot_valuation__service__pb2.ListBundlesRequest.SerializeToString,
@@ -77,6 +82,14 @@ class ValuationServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Explain(self, request, context):
+        """Which tokens of each sample make its values. All or none; FAILED_PRECONDITION where the bundle
+        was made without token values.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListBundles(self, request, context):
         """The loaded bundles.
         """
@@ -103,6 +116,11 @@ def add_ValuationServiceServicer_to_server(servicer, server):
                     servicer.ScoreStream,
                     request_deserializer=alinfik_dot_v1_dot_valuation__service__pb2.ScoreRequest.FromString,
                     response_serializer=alinfik_dot_v1_dot_valuation__service__pb2.ScoreResponse.SerializeToString,
+            ),
+            'Explain': grpc.unary_unary_rpc_method_handler(
+                    servicer.Explain,
+                    request_deserializer=alinfik_dot_v1_dot_valuation__service__pb2.ExplainRequest.FromString,
+                    response_serializer=alinfik_dot_v1_dot_valuation__service__pb2.ExplainResponse.SerializeToString,
             ),
             'ListBundles': grpc.unary_unary_rpc_method_handler(
                     servicer.ListBundles,
@@ -170,6 +188,33 @@ class ValuationService:
             '/alinfik.v1.ValuationService/ScoreStream',
             alinfik_dot_v1_dot_valuation__service__pb2.ScoreRequest.SerializeToString,
             alinfik_dot_v1_dot_valuation__service__pb2.ScoreResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Explain(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/alinfik.v1.ValuationService/Explain',
+            alinfik_dot_v1_dot_valuation__service__pb2.ExplainRequest.SerializeToString,
+            alinfik_dot_v1_dot_valuation__service__pb2.ExplainResponse.FromString,
             options,
             channel_credentials,
             insecure,

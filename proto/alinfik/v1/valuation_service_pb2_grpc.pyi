@@ -41,6 +41,10 @@ class ValuationServiceStub:
     """One response a request, in the order of the requests. A bad sample gets its own status and does
     not end the stream. A full queue slows the stream down; it never ends it.
     """
+    Explain: _grpc.UnaryUnaryMultiCallable[_valuation_service_pb2.ExplainRequest, _valuation_service_pb2.ExplainResponse]
+    """Which tokens of each sample make its values. All or none; FAILED_PRECONDITION where the bundle
+    was made without token values.
+    """
     ListBundles: _grpc.UnaryUnaryMultiCallable[_valuation_service_pb2.ListBundlesRequest, _valuation_service_pb2.ListBundlesResponse]
     """The loaded bundles."""
     GetBundle: _grpc.UnaryUnaryMultiCallable[_valuation_service_pb2.GetBundleRequest, _valuation_service_pb2.GetBundleResponse]
@@ -58,6 +62,10 @@ class ValuationServiceAsyncStub(ValuationServiceStub):
     ScoreStream: _aio.StreamStreamMultiCallable[_valuation_service_pb2.ScoreRequest, _valuation_service_pb2.ScoreResponse]  # type: ignore[assignment]
     """One response a request, in the order of the requests. A bad sample gets its own status and does
     not end the stream. A full queue slows the stream down; it never ends it.
+    """
+    Explain: _aio.UnaryUnaryMultiCallable[_valuation_service_pb2.ExplainRequest, _valuation_service_pb2.ExplainResponse]  # type: ignore[assignment]
+    """Which tokens of each sample make its values. All or none; FAILED_PRECONDITION where the bundle
+    was made without token values.
     """
     ListBundles: _aio.UnaryUnaryMultiCallable[_valuation_service_pb2.ListBundlesRequest, _valuation_service_pb2.ListBundlesResponse]  # type: ignore[assignment]
     """The loaded bundles."""
@@ -85,6 +93,16 @@ class ValuationServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_abc.Iterator[_valuation_service_pb2.ScoreResponse], _abc.AsyncIterator[_valuation_service_pb2.ScoreResponse]]:
         """One response a request, in the order of the requests. A bad sample gets its own status and does
         not end the stream. A full queue slows the stream down; it never ends it.
+        """
+
+    @_abc_1.abstractmethod
+    def Explain(
+        self,
+        request: _valuation_service_pb2.ExplainRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_valuation_service_pb2.ExplainResponse, _abc.Awaitable[_valuation_service_pb2.ExplainResponse]]:
+        """Which tokens of each sample make its values. All or none; FAILED_PRECONDITION where the bundle
+        was made without token values.
         """
 
     @_abc_1.abstractmethod
