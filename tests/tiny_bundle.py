@@ -52,7 +52,9 @@ def write_tiny_bundle(
     token_limit: int = 64,
     seed: int = 0,
     loops: int = 0,
-    only_full_length: bool = False,
+    fails_on_friends: bool = False,
+    explains: bool = True,
+    made: str = "2025-01-01T00:00:00Z",
 ) -> Path:
     """Write a bundle to ``directory``, which must not exist, and return it.
 
@@ -62,15 +64,20 @@ def write_tiny_bundle(
         token_limit: the longest row.
         seed: bundles of different seeds have different weights, and so different ids.
         loops: idle turns of every batch, about a microsecond each: for a slow model.
-        only_full_length: make a model that fails on rows of any length but 1 and ``token_limit``;
-            it passes the server's warm-up and fails afterwards.
+        fails_on_friends: make a model that fails on any batch with the word `friends`; it
+            passes the server's trial and fails afterwards.
+        explains: write a model of token values too.
+        made: the manifest's creation time.
     """
     directory.mkdir(parents=True)
     tokenizer = _tokenizer()
     tokenizer.save(str(directory / "tokenizer.json"))
     embedding, columns = _weights(tokenizer, len(targets), seed)
-    model = _graph(embedding, columns, loops, token_limit if only_full_length else 1)
+    friends = tokenizer.token_to_id("Ġfriends") if fails_on_friends else -1
+    model = _graph(embedding, columns, loops, friends)
     onnx.save(model, str(directory / "model.onnx"))
+    if explains:
+        onnx.save(_token_graph(embedding, columns), str(directory / "explain.onnx"))
     quantiles = np.linspace(-5, 5, 101)
     manifest = BundleManifest(
         format_version=1,
@@ -109,7 +116,7 @@ def write_tiny_bundle(
             ],
         ),
     )
-    manifest.create_time.FromJsonString("2025-01-01T00:00:00Z")
+    manifest.create_time.FromJsonString(made)
     write_manifest(directory, manifest)
     return directory
 
@@ -147,6 +154,15 @@ def expected_values(directory: Path, sample: Sample) -> tuple[np.ndarray, float]
     every = embedding[[*encoding.prefix_ids, *prompt, *completion]]
     hidden = embedding[completion].mean(axis=0) + 0.5 * every.mean(axis=0)
     return hidden @ columns, float(np.linalg.norm(hidden))
+
+
+def expected_token_values(directory: Path, sample: Sample) -> np.ndarray:
+    """What the bundle must say of each token: [T, K] float32."""
+    encoding = read_manifest(directory).encoding
+    tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
+    prompt, completion = expected_tokens(tokenizer, encoding, sample)
+    embedding, columns = _read_weights(directory)
+    return embedding[[*encoding.prefix_ids, *prompt, *completion]] @ columns
 
 
 def expected_tokens(
@@ -204,7 +220,7 @@ def _read_weights(directory: Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _graph(
-    embedding: np.ndarray, columns: np.ndarray, loops: int, full_length: int
+    embedding: np.ndarray, columns: np.ndarray, loops: int, fails_on: int
 ) -> onnx.ModelProto:
     def mean(mask: str) -> list[onnx.NodeProto]:
         """`{mask}_mean` [B, D]: the mean of the embedded tokens where `mask` [B, T] is 1."""
@@ -218,8 +234,9 @@ def _graph(
         ]
 
     nodes = [
-        # Adds nothing; of any length but 1 and T it does not fit.
-        helper.make_node("Add", ["input_ids", "zeros"], ["ids"]),
+        # Sends the one token past the end of the embedding.
+        helper.make_node("Equal", ["input_ids", "fails_on"], ["fails"]),
+        helper.make_node("Where", ["fails", "nowhere", "input_ids"], ["ids"]),
         helper.make_node("Gather", ["embedding", "ids"], ["embedded"]),
         *mean("completion_mask"),
         *mean("attention_mask"),
@@ -240,7 +257,8 @@ def _graph(
         "last": np.array([2]),
         "last_of_two": np.array([1]),
         "loops": np.array(loops),
-        "zeros": np.zeros(full_length, np.int64),
+        "fails_on": np.array(fails_on),
+        "nowhere": np.array(1 << 40),
     }
     inputs = ("input_ids", "attention_mask", "completion_mask")
     graph = helper.make_graph(
@@ -254,6 +272,33 @@ def _graph(
             ),
             helper.make_tensor_value_info("ood", TensorProto.FLOAT, ["batch"]),
         ],
+        [numpy_helper.from_array(value, name) for name, value in constants.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)])
+    model.ir_version = 10
+    onnx.checker.check_model(model, full_check=True)
+    return model
+
+
+def _token_graph(embedding: np.ndarray, columns: np.ndarray) -> onnx.ModelProto:
+    """Each token's value is what its own embedding gives."""
+    nodes = [
+        helper.make_node("Gather", ["embedding", "input_ids"], ["embedded"]),
+        # Both masks are read, as by a real one.
+        helper.make_node("Max", ["attention_mask", "completion_mask"], ["mask"]),
+        helper.make_node("Cast", ["mask"], ["counts"], to=TensorProto.FLOAT),
+        helper.make_node("Unsqueeze", ["counts", "last"], ["column"]),
+        helper.make_node("Mul", ["embedded", "column"], ["kept"]),
+        helper.make_node("MatMul", ["kept", "columns"], ["token_values"]),
+    ]
+    constants = {"embedding": embedding, "columns": columns, "last": np.array([2])}
+    inputs = ("input_ids", "attention_mask", "completion_mask")
+    shape = ["batch", "length", columns.shape[1]]
+    graph = helper.make_graph(
+        nodes,
+        "tiny_tokens",
+        [helper.make_tensor_value_info(i, TensorProto.INT64, ["batch", "length"]) for i in inputs],
+        [helper.make_tensor_value_info("token_values", TensorProto.FLOAT, shape)],
         [numpy_helper.from_array(value, name) for name, value in constants.items()],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)])

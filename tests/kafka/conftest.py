@@ -27,5 +27,5 @@ def stream(kafka):
 
 @pytest.fixture(scope="session")
 def failing_bundle(tmp_path_factory):
-    """A bundle whose model fails on every row that does not fill the token limit."""
-    return write_tiny_bundle(tmp_path_factory.mktemp("failing") / "bundle", only_full_length=True)
+    """A bundle whose model fails on the word `friends`."""
+    return write_tiny_bundle(tmp_path_factory.mktemp("failing") / "bundle", fails_on_friends=True)

@@ -14,9 +14,9 @@ from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 from prometheus_client import CollectorRegistry
 
 from alinfik.server.bundle import load_bundle
-from alinfik.server.engine import Engine
 from alinfik.server.kafka_pipeline import KafkaPipeline
 from alinfik.server.metrics import KafkaMetrics, Metrics
+from alinfik.server.registry import Registry
 from alinfik.server.settings import ServerSettings
 from demo.broker import Broker
 
@@ -149,15 +149,17 @@ def running(settings: ServerSettings) -> Generator[Running]:
     thread = threading.Thread(target=loop.run_forever)
     thread.start()
     registry = CollectorRegistry()
-    engine = Engine(load_bundle(settings.bundle), settings, Metrics(registry))
-    asyncio.run_coroutine_threadsafe(engine.start(), loop).result(WAIT_SECONDS)
-    pipeline = KafkaPipeline(settings, engine, KafkaMetrics(registry), loop)
+    bundles = Registry(settings, Metrics(registry))
+    bundle = load_bundle(settings.bundle[0])
+    asyncio.run_coroutine_threadsafe(bundles.load(bundle), loop).result(WAIT_SECONDS)
+    bundles.activate(bundle.id)
+    pipeline = KafkaPipeline(settings, bundles, KafkaMetrics(registry), loop)
     pipeline.start()
     try:
         yield Running(pipeline, registry)
     finally:
         stopped = pipeline.stop(10.0)
-        asyncio.run_coroutine_threadsafe(engine.stop(), loop).result(WAIT_SECONDS)
+        asyncio.run_coroutine_threadsafe(bundles.stop(), loop).result(WAIT_SECONDS)
         loop.call_soon_threadsafe(loop.stop)
         thread.join()
         loop.close()

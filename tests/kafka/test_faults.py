@@ -69,12 +69,14 @@ def test_a_fenced_transaction_is_done_again_by_a_new_producer(stream, tiny_bundl
 
 
 def test_a_sample_that_breaks_the_model_takes_no_other_along(stream, failing_bundle):
-    """The model reads rows of full length alone, and each of those fills a batch of this size."""
-    whole, short = "She sold 48 clips. " * 50, "She sold 48 clips."
-    texts = [whole, short, whole, whole, short, short, whole]
-    sent = [Sent(json.dumps({"completion": text}).encode()) for text in texts]
+    good, bad = "She sold 48 clips.", "A text of friends."
+    texts = [good, bad, good, good, bad, bad, good]
+    sent = [
+        Sent(json.dumps({"completion": f"{text} {place}"}).encode())
+        for place, text in enumerate(texts)
+    ]
     send(stream.broker, stream.samples, sent)
-    with running(stream.settings(failing_bundle, batch_tokens=64)):
+    with running(stream.settings(failing_bundle)):
         valued = read(stream.broker, stream.valuations, 4)
         letters = read(stream.broker, stream.dead_letters, 3)
     assert source_offsets(valued) == {0: [0, 2, 3, 6]}
@@ -83,7 +85,8 @@ def test_a_sample_that_breaks_the_model_takes_no_other_along(stream, failing_bun
 
 
 def test_a_broken_model_delays_records_and_condemns_none(stream, failing_bundle, tiny_bundle):
-    send(stream.broker, stream.samples, samples(30, stream.partitions))
+    sent = [Sent(json.dumps({"completion": f"A text of friends {n}"}).encode()) for n in range(30)]
+    send(stream.broker, stream.samples, sent)
     with capture_logs() as logs, running(stream.settings(failing_bundle)):
         wait_for_log(logs, "the model failed")
     with running(stream.settings(tiny_bundle)):

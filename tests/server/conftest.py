@@ -15,5 +15,5 @@ def slow_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def failing_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A bundle that passes the warm-up and whose model then fails on every ordinary text."""
-    return write_tiny_bundle(tmp_path_factory.mktemp("failing") / "bundle", only_full_length=True)
+    """A bundle that passes the trial and whose model then fails on the word `friends`."""
+    return write_tiny_bundle(tmp_path_factory.mktemp("failing") / "bundle", fails_on_friends=True)

@@ -97,13 +97,14 @@ def test_reflection_lists_the_service_health_and_itself(server: ServerProcess) -
     with grpc.insecure_channel(server.grpc) as channel:
         database = ProtoReflectionDescriptorDatabase(channel)
         assert set(database.get_services()) == {
+            "alinfik.v1.BundleService",
             "alinfik.v1.ValuationService",
             "grpc.health.v1.Health",
             "grpc.reflection.v1alpha.ServerReflection",
         }
         described = database.FindFileContainingSymbol("alinfik.v1.ValuationService")
         methods = [method.name for method in described.service[0].method]
-        assert methods == ["Score", "ScoreStream", "ListBundles", "GetBundle"]
+        assert methods == ["Score", "ScoreStream", "Explain", "ListBundles", "GetBundle"]
 
 
 def scrape(server: ServerProcess) -> str:
@@ -224,7 +225,7 @@ def test_a_fault_is_in_the_log_under_the_id_that_the_caller_gets_and_without_its
     with running_server(failing_bundle) as server, grpc.insecure_channel(server.grpc) as channel:
         with pytest.raises(grpc.RpcError) as failed:
             ValuationServiceStub(channel).Score(
-                ScoreRequest(samples=[Sample(completion=NOVEL)]),
+                ScoreRequest(samples=[Sample(completion=f"{NOVEL} friends")]),
                 metadata=[("x-request-id", "the-callers-own")],
             )
         status = rpc_status.from_call(failed.value)
@@ -241,8 +242,8 @@ def test_a_fault_is_in_the_log_under_the_id_that_the_caller_gets_and_without_its
 def test_the_ready_line_says_what_is_served_and_where(
     server: ServerProcess, tiny_bundle: Path
 ) -> None:
-    ready = json.loads(server.log[0])
-    assert ready["message"] == "ready"
+    said = [json.loads(line) for line in server.log]
+    ready = next(line for line in said if line["message"] == "ready")
     assert ready["bundle_id"] == read_manifest(tiny_bundle).bundle_id
     assert ready["targets"] == ["gsm8k", "mbpp"]
     assert ready["device"] in ("cpu", "cuda")

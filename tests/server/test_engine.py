@@ -1,5 +1,7 @@
 import asyncio
+import os
 import shutil
+import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -21,6 +23,7 @@ from alinfik.v1 import Sample, Valuation
 from tests.tiny_bundle import expected_values, read_manifest, write_manifest, write_tiny_bundle
 
 CLIPS = Sample(id="clips", provider="p", prompt="How many?", completion="72 clips")
+INTERACTIVE = {"priority": Priority.INTERACTIVE, "source": "grpc", "wait": False}
 
 
 @asynccontextmanager
@@ -28,7 +31,8 @@ async def engine_of(
     bundle: Path, **flags: object
 ) -> AsyncIterator[tuple[Engine, CollectorRegistry]]:
     registry = CollectorRegistry()
-    server_settings = ServerSettings(bundle=bundle, **flags)
+    # One worker, since what waits behind one batch is what most of these tests are about.
+    server_settings = ServerSettings(bundle=bundle, **{"workers": 1} | flags)
     async with Engine(load_bundle(bundle), server_settings, Metrics(registry)) as engine:
         yield engine, registry
 
@@ -40,9 +44,15 @@ async def score(
     wait: bool = False,
     deadline: float | None = None,
 ) -> list[Outcome]:
-    return await engine.score(
+    scored = await engine.score(
         samples, priority=priority, source="grpc", wait=wait, deadline=deadline
     )
+    return scored.outcomes
+
+
+def texts_of(count: int) -> list[Sample]:
+    """Samples of as many texts, since one text is valued once."""
+    return [Sample(id=str(n), completion=f"{n} clips") for n in range(count)]
 
 
 async def in_model(registry: CollectorRegistry) -> None:
@@ -130,14 +140,15 @@ def test_a_deadline_that_passes_in_the_queue_keeps_the_sample_from_the_model(
 ) -> None:
     async def main() -> None:
         async with engine_of(slow_bundle) as (engine, registry):
-            first = asyncio.create_task(score(engine, CLIPS))
+            one, late, other = texts_of(3)
+            first = asyncio.create_task(score(engine, one))
             await in_model(registry)
             soon = asyncio.get_running_loop().time() + 0.02
             with pytest.raises(TimeoutError):
-                await score(engine, CLIPS, deadline=soon)
+                await score(engine, late, deadline=soon)
             assert not first.done()
             await first
-            await score(engine, CLIPS)
+            await score(engine, other)
             assert seen_by_model(registry) == 2
 
     asyncio.run(main())
@@ -148,7 +159,7 @@ def test_a_cancelled_call_frees_its_room_and_never_reaches_the_model(slow_bundle
         async with engine_of(slow_bundle) as (engine, registry):
             first = asyncio.create_task(score(engine, CLIPS))
             await in_model(registry)
-            gone = asyncio.create_task(score(engine, CLIPS, CLIPS, CLIPS))
+            gone = asyncio.create_task(score(engine, *texts_of(3)))
             await queued(registry, 3)
             gone.cancel()
             with pytest.raises(asyncio.CancelledError):
@@ -164,15 +175,18 @@ def test_a_full_queue_refuses_the_impatient_and_lets_the_patient_wait(slow_bundl
     async def main() -> None:
         full = {"queue_samples": 1, "max_samples_per_request": 1}
         async with engine_of(slow_bundle, **full) as (engine, registry):
-            running = asyncio.create_task(score(engine, CLIPS))
+            one, two, three = texts_of(3)
+            running = asyncio.create_task(score(engine, one))
             await in_model(registry)
-            waiting = asyncio.create_task(score(engine, CLIPS))
+            waiting = asyncio.create_task(score(engine, two))
             await queued(registry, 1)
             with pytest.raises(QueueFull) as refused:
-                await score(engine, CLIPS)
+                await score(engine, three)
             assert 0.05 <= refused.value.retry_after_seconds <= 30
-            patient = await score(engine, CLIPS, wait=True)
-            assert values(patient) == values(await running) == values(await waiting)
+            patient = await score(engine, three, wait=True)
+            found = [values(outcomes)[0] for outcomes in (await running, await waiting, patient)]
+            expected = [expected_values(slow_bundle, sample)[0] for sample in (one, two, three)]
+            np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
 
     asyncio.run(main())
 
@@ -184,7 +198,8 @@ def test_streams_that_fill_their_queue_leave_interactive_calls_their_own(slow_bu
             order: list[str] = []
 
             async def call(name: str, priority: Priority) -> None:
-                await score(engine, CLIPS, priority=priority, wait=priority is Priority.STREAM)
+                sample = Sample(completion=name)
+                await score(engine, sample, priority=priority, wait=priority is Priority.STREAM)
                 order.append(name)
 
             async with asyncio.TaskGroup() as group:
@@ -203,12 +218,10 @@ def test_a_model_that_fails_fails_its_callers_and_not_the_engine(failing_bundle:
     async def main() -> None:
         async with engine_of(failing_bundle) as (engine, registry):
             with pytest.raises(ModelError) as failed:
-                await score(engine, CLIPS)
+                await score(engine, Sample(completion="A text of friends."))
             assert len(failed.value.error_id) == 12
             assert failed.value.error_id in str(failed.value)
-            # A text that fills the token limit, which this model can read.
-            whole = Sample(completion="She sold 48 clips. " * 50)
-            assert len(values(await score(engine, whole))) == 1
+            assert len(values(await score(engine, CLIPS))) == 1
             labels = {"source": "grpc", "outcome": "failed"}
             assert registry.get_sample_value("alinfik_samples_total", labels) == 1
 
@@ -237,7 +250,7 @@ def test_stopping_ends_every_call_that_is_queued_or_waits_for_room(slow_bundle: 
     async def main() -> None:
         tight = {"queue_samples": 2, "max_samples_per_request": 2, "batch_tokens": 1}
         async with engine_of(slow_bundle, **tight) as (engine, registry):
-            calls = [asyncio.create_task(score(engine, CLIPS, wait=True)) for _ in range(6)]
+            calls = [asyncio.create_task(score(engine, one, wait=True)) for one in texts_of(6)]
             await in_model(registry)
             await engine.stop()
             ends = await asyncio.gather(*calls, return_exceptions=True)
@@ -245,6 +258,126 @@ def test_stopping_ends_every_call_that_is_queued_or_waits_for_room(slow_bundle: 
         assert any(isinstance(end, NotRunningError) for end in ends)
 
     asyncio.run(main())
+
+
+def shared(registry: CollectorRegistry) -> float | None:
+    return registry.get_sample_value("alinfik_shared_samples_total")
+
+
+def test_one_text_goes_to_the_model_once_and_each_sample_keeps_its_name(slow_bundle: Path) -> None:
+    async def main() -> None:
+        async with engine_of(slow_bundle) as (engine, registry):
+            text = {"prompt": "How many?", "completion": "72 clips"}
+            first = Sample(id="1", provider="a", **text)
+            in_flight = Sample(id="2", provider="b", **text)
+            later = Sample(id="3", provider="c", **text)
+            other = Sample(id="4", prompt="How many?72", completion=" clips")
+            together = await asyncio.gather(
+                score(engine, first, in_flight, other), score(engine, in_flight)
+            )
+            outcomes = [*together[0], *together[1], *await score(engine, later)]
+            assert seen_by_model(registry) == 2
+            assert shared(registry) == 3
+            names = [(v.sample_id, v.provider) for v in outcomes if isinstance(v, Valuation)]
+            assert names == [("1", "a"), ("2", "b"), ("4", ""), ("2", "b"), ("3", "c")]
+            assert values(outcomes)[0] == values(outcomes)[1] == values(outcomes)[4]
+            assert values(outcomes)[0] != values(outcomes)[2]
+
+    asyncio.run(main())
+
+
+def test_who_goes_leaves_the_text_to_those_who_stay(slow_bundle: Path) -> None:
+    async def main() -> None:
+        async with engine_of(slow_bundle) as (engine, registry):
+            running = asyncio.create_task(score(engine, *texts_of(1)))
+            await in_model(registry)
+            goes = asyncio.create_task(score(engine, CLIPS))
+            await queued(registry, 1)
+            stays = asyncio.create_task(score(engine, CLIPS))
+            await asyncio.sleep(0.05)
+            goes.cancel()
+            expected, _ = expected_values(slow_bundle, CLIPS)
+            np.testing.assert_allclose(values(await stays), [expected], rtol=1e-5, atol=1e-5)
+            await running
+            assert registry.get_sample_value("alinfik_queue_samples") == 0
+
+    asyncio.run(main())
+
+
+def test_a_text_of_a_stream_goes_first_once_a_caller_waits_for_it(slow_bundle: Path) -> None:
+    async def main() -> None:
+        async with engine_of(slow_bundle, batch_tokens=1) as (engine, registry):
+            running, other, wanted = texts_of(3)
+            ends: list[str] = []
+
+            async def call(name: str, sample: Sample, priority: Priority) -> None:
+                await score(engine, sample, priority=priority)
+                ends.append(name)
+
+            async with asyncio.TaskGroup() as group:
+                group.create_task(call("running", running, Priority.STREAM))
+                await in_model(registry)
+                group.create_task(call("other", other, Priority.STREAM))
+                await queued(registry, 1)
+                group.create_task(call("stream", wanted, Priority.STREAM))
+                await queued(registry, 2)
+                group.create_task(call("interactive", wanted, Priority.INTERACTIVE))
+            assert ends == ["running", "stream", "interactive", "other"]
+
+    asyncio.run(main())
+
+
+def test_a_cache_keeps_what_was_used_last(tiny_bundle: Path) -> None:
+    async def main() -> None:
+        async with engine_of(tiny_bundle, cache_samples=2) as (engine, registry):
+            one, two, three = texts_of(3)
+            for sample, known in ((one, 0), (two, 0), (one, 1), (three, 1), (one, 2), (two, 2)):
+                await score(engine, sample)
+                assert shared(registry) == known
+        async with engine_of(tiny_bundle, cache_samples=0) as (engine, registry):
+            await score(engine, one)
+            await score(engine, one)
+            assert shared(registry) == 0
+
+    asyncio.run(main())
+
+
+def test_a_call_says_where_its_time_went(slow_bundle: Path) -> None:
+    async def main() -> None:
+        async with engine_of(slow_bundle) as (engine, registry):
+            running = asyncio.create_task(score(engine, *texts_of(1)))
+            await in_model(registry)
+            begun = time.monotonic()
+            timing = (await engine.score([CLIPS], **INTERACTIVE)).timing
+            took = time.monotonic() - begun
+            parts = [
+                duration.ToTimedelta().total_seconds()
+                for duration in (
+                    timing.admission_duration,
+                    timing.tokenisation_duration,
+                    timing.queue_duration,
+                    timing.model_duration,
+                )
+            ]
+            assert all(part >= 0 for part in parts)
+            # Behind one batch, and in one of its own.
+            assert min(parts[2:]) > 0
+            assert took / 2 < sum(parts) <= took
+            assert (await engine.score([CLIPS], **INTERACTIVE)).timing.shared_count == 1
+            await running
+
+    asyncio.run(main())
+
+
+def test_workers_are_chosen_by_measurement_unless_they_are_set(tiny_bundle: Path) -> None:
+    async def workers(**flags: object) -> int:
+        async with engine_of(tiny_bundle, **flags) as (engine, _):
+            assert engine.warm.tokens_per_second > 0
+            return engine.warm.workers
+
+    assert asyncio.run(workers(workers=3)) == 3
+    assert asyncio.run(workers(workers=None, threads_per_worker=1)) == os.cpu_count()
+    assert 1 <= asyncio.run(workers(workers=None)) <= (os.cpu_count() or 1)
 
 
 def test_two_workers_give_the_values_of_one(tiny_bundle: Path) -> None:
@@ -273,7 +406,7 @@ def test_a_model_that_is_no_proxy_is_refused(tmp_path: Path) -> None:
             asyncio.run(main())
         return str(caught.value)
 
-    assert "gives ['lower', 'upper', 'value']" in refusal("no_ood", lambda m: m.graph.output.pop())
+    assert "gives ['lower', 'upper', 'value'];" in refusal("no_ood", lambda m: m.graph.output.pop())
 
     def forget_tokens(model: onnx.ModelProto) -> None:
         embedding = next(one for one in model.graph.initializer if one.name == "embedding")

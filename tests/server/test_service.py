@@ -34,7 +34,7 @@ async def served(
 ) -> AsyncIterator[tuple[Running, ValuationServiceStub]]:
     here = {"listen": "127.0.0.1:0", "metrics": "127.0.0.1:0"}
     async with (
-        running(ServerSettings(bundle=bundle, **here, **flags)) as server,
+        running(ServerSettings(bundle=bundle, **here, **{"workers": 1} | flags)) as server,
         grpc.aio.insecure_channel(server.grpc) as channel,
     ):
         yield server, ValuationServiceStub(channel)
@@ -178,7 +178,8 @@ def test_a_deadline_that_passes_is_deadline_exceeded(slow_bundle: Path) -> None:
 def test_a_model_that_fails_is_internal_with_an_id_and_no_stack_trace(failing_bundle: Path) -> None:
     async def main() -> None:
         async with served(failing_bundle) as (_, stub):
-            status = await failure(stub.Score(ScoreRequest(samples=[CLIPS])))
+            strange = Sample(completion="A text of friends.")
+            status = await failure(stub.Score(ScoreRequest(samples=[strange])))
             assert status.code == grpc.StatusCode.INTERNAL.value[0]
             info = detail(status, ErrorInfo)
             assert info.metadata["error_id"] in status.message

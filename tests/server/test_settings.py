@@ -11,11 +11,17 @@ def test_every_setting_says_what_it_does() -> None:
     assert undescribed == []
 
 
-def test_threads_are_shared_out_among_workers() -> None:
-    one = ServerSettings(bundle=Path("b"), workers=1).threads()
-    assert one >= 1
-    assert ServerSettings(bundle=Path("b"), workers=10_000).threads() == 1
-    assert ServerSettings(bundle=Path("b"), threads_per_worker=3).threads() == 3
+def test_bundles_are_one_or_more_however_they_are_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert ServerSettings(bundle=Path("b")).bundle == [Path("b")]
+    flags = ["--bundle", "a", "--bundle", "b"]
+    assert ServerSettings(_cli_parse_args=flags).bundle == [Path("a"), Path("b")]
+    monkeypatch.setenv("ALINFIK_BUNDLE", "c,d")
+    assert ServerSettings().bundle == [Path("c"), Path("d")]
+
+
+def test_a_watch_needs_a_root() -> None:
+    with pytest.raises(ValidationError, match="--watch-seconds needs a --bundle-root"):
+        ServerSettings(bundle=Path("b"), watch_seconds=1)
 
 
 def test_a_request_that_could_never_be_queued_is_refused() -> None:
@@ -27,4 +33,4 @@ def test_the_environment_sets_what_flags_do_not(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("ALINFIK_BUNDLE", "from-environment")
     monkeypatch.setenv("ALINFIK_WORKERS", "2")
     settings = ServerSettings()
-    assert (settings.bundle, settings.workers) == (Path("from-environment"), 2)
+    assert (settings.bundle, settings.workers) == ([Path("from-environment")], 2)

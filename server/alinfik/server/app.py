@@ -2,7 +2,7 @@
 
 Comes in: settings. Goes out: a running server, until SIGTERM or SIGINT. Up: bundle verified,
 metrics and gRPC listening, model warm, Kafka. Down: Kafka and gRPC drain side by side, then the
-engine stops.
+engines stop.
 """
 
 import asyncio
@@ -16,11 +16,12 @@ from prometheus_client import CollectorRegistry, ProcessCollector
 
 from alinfik.server.bundle import load_bundle
 from alinfik.server.endpoint import serve_metrics
-from alinfik.server.engine import Engine
 from alinfik.server.front import Front
 from alinfik.server.logs import configure_logs
 from alinfik.server.metrics import KafkaMetrics, Metrics
+from alinfik.server.registry import Registry
 from alinfik.server.settings import ServerSettings
+from alinfik.server.watch import BundleWatch
 
 _log = structlog.get_logger()
 
@@ -47,7 +48,7 @@ class Running:
 
     grpc: str
     metrics: str
-    engine: Engine
+    bundles: Registry
     registry: CollectorRegistry
 
 
@@ -58,30 +59,52 @@ async def running(settings: ServerSettings) -> AsyncGenerator[Running, None]:
     Raises:
         CommandError: as ``serve``.
     """
-    bundle = load_bundle(settings.bundle)
+    bundles = [load_bundle(path) for path in settings.bundle]
+    shadow = load_bundle(settings.shadow) if settings.shadow else None
     registry = CollectorRegistry()
     metrics = Metrics(registry)
     ProcessCollector(registry=registry)
-    metrics.bundle.info({"bundle_id": bundle.id, "backbone": bundle.manifest.proxy.backbone})
-    front = Front(settings, metrics)
+    loaded = Registry(settings, metrics)
+    front = Front(settings, loaded, metrics)
     with serve_metrics(settings.metrics, registry) as metrics_address:
         grpc_address = await front.listen()
         try:
-            async with Engine(bundle, settings, metrics) as engine:
-                stop_kafka = _start_kafka(settings, engine, registry)
-                await front.open(engine)
+            for bundle in bundles:
+                await loaded.load(bundle)
+            loaded.activate(bundles[0].id)
+            if shadow:
+                await loaded.load(shadow)
+                loaded.shadow(shadow.id)
+            async with _watching(settings, loaded):
+                stop_kafka = _start_kafka(settings, loaded, registry)
+                await front.open()
                 try:
-                    yield Running(grpc_address, metrics_address, engine, registry)
+                    yield Running(grpc_address, metrics_address, loaded, registry)
                 finally:
                     seconds = settings.drain_seconds
                     _log.info("draining", drain_seconds=seconds)
                     await asyncio.gather(front.close(seconds), stop_kafka(seconds))
         finally:
+            await loaded.stop()
             await front.close(0)
 
 
+@asynccontextmanager
+async def _watching(settings: ServerSettings, loaded: Registry) -> AsyncGenerator[None, None]:
+    """Follow the bundle root meanwhile, if that is asked for."""
+    if not settings.watch_seconds or settings.bundle_root is None:
+        yield
+        return
+    watch = BundleWatch(loaded, settings.bundle_root, settings.watch_seconds)
+    watching = asyncio.create_task(watch.run())
+    try:
+        yield
+    finally:
+        watching.cancel()
+
+
 def _start_kafka(
-    settings: ServerSettings, engine: Engine, registry: CollectorRegistry
+    settings: ServerSettings, loaded: Registry, registry: CollectorRegistry
 ) -> Callable[[float], Awaitable[None]]:
     """Start the pipeline if a broker is named; returns what stops it within so many seconds."""
 
@@ -94,7 +117,7 @@ def _start_kafka(
     from alinfik.server.kafka_pipeline import KafkaPipeline
 
     metrics = KafkaMetrics(registry)
-    pipeline = KafkaPipeline(settings, engine, metrics, asyncio.get_running_loop())
+    pipeline = KafkaPipeline(settings, loaded, metrics, asyncio.get_running_loop())
     pipeline.start()
 
     async def stop(seconds: float) -> None:
@@ -106,15 +129,16 @@ def _start_kafka(
 
 async def _serve_forever(settings: ServerSettings) -> None:
     async with running(settings) as server:
-        bundle = server.engine.bundle
-        _log.info(
-            "ready",
-            grpc=server.grpc,
-            metrics=server.metrics,
-            kafka=settings.kafka_bootstrap or "none",
-            bundle_id=bundle.id,
-            targets=bundle.targets,
-            device=server.engine.device,
-            precision=server.engine.precision,
-        )
+        with server.bundles.use() as engine:
+            _log.info(
+                "ready",
+                grpc=server.grpc,
+                metrics=server.metrics,
+                kafka=settings.kafka_bootstrap or "none",
+                bundle_id=engine.bundle.id,
+                targets=engine.bundle.targets,
+                device=engine.warm.runtime.device,
+                precision=engine.warm.precision,
+                workers=engine.warm.workers,
+            )
         await asyncio.Event().wait()

@@ -19,6 +19,7 @@ FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 MODEL = "model.onnx"
 QUANTISED = "model.int8.onnx"
+EXPLAIN = "explain.onnx"
 TOKENIZER = "tokenizer.json"
 QUANTILES = 101
 
@@ -67,6 +68,16 @@ class Bundle:
                 "samples otherwise; leave --precision out"
             )
         return self.path / QUANTISED
+
+    @property
+    def explains(self) -> bool:
+        """Whether it has a model of token values."""
+        return EXPLAIN in self.manifest.files
+
+    @property
+    def explain(self) -> Path:
+        """The ONNX model of token values."""
+        return self.path / EXPLAIN
 
     @property
     def tokenizer(self) -> Path:

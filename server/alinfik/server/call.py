@@ -1,40 +1,73 @@
-"""One caller's samples on their way through the queue, and their outcomes as they come.
+"""Callers' samples on their way through the queue, and their outcomes as they come.
 
-Comes in: tokenised samples, then outcomes one by one, in any order. Goes out: all outcomes in the
-samples' order. Knows nothing of how they are batched and valued.
+A ``Call`` is what one caller asked for; a ``Job`` is one text that the model has to read, for as
+many calls as wait for it. Comes in: tokenised texts, then outcomes one by one, in any order. Goes
+out: all outcomes of a call in its samples' order, and where their time went. Knows nothing of how
+jobs are batched and valued.
 """
 
 import asyncio
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 from alinfik.server.batching import Priority
 from alinfik.server.encode import Encoded
 from alinfik.server.rejection import Rejection
-from alinfik.v1 import Sample, Valuation
+from alinfik.v1 import Sample, Timing, Valuation
 
 Outcome = Valuation | Rejection
+
+
+@dataclass(eq=False, slots=True)
+class Job:
+    """One text on its way to the model."""
+
+    key: bytes
+    """Of its content: see ``cache.content_key``."""
+    encoded: Encoded
+    priority: Priority
+    """The line it stands in; that of the most urgent call that waits for it."""
+    held_by: Priority
+    """The line whose room in the queue it takes up; that of the call that brought it."""
+    pushed_at: float = field(default_factory=time.monotonic)
+    waiters: "list[tuple[Call, int]]" = field(default_factory=list["tuple[Call, int]"])
+    """Who waits for its outcome, and for which of their samples."""
+
+    @property
+    def length(self) -> int:
+        """Its tokens."""
+        return len(self.encoded.input_ids)
+
+    def settle(self, outcome: Outcome) -> None:
+        """Give every waiter its outcome."""
+        for call, place in self.waiters:
+            call.settle(place, outcome)
+
+    def abandon(self, call: "Call") -> bool:
+        """Forget that ``call`` waits; say whether nobody does now."""
+        self.waiters = [waiter for waiter in self.waiters if waiter[0] is not call]
+        return not self.waiters
 
 
 class Call:
     """The samples of one call to the engine, behind one future: a future each would cost more."""
 
-    def __init__(
-        self, samples: Sequence[Sample], encoded: Sequence[Encoded], priority: Priority
-    ) -> None:
-        self.priority = priority
-        self.pushed_at = time.monotonic()
-        self.entries = [
-            Entry(self, place, sample, row)
-            for place, (sample, row) in enumerate(zip(samples, encoded, strict=True))
-        ]
+    def __init__(self, samples: Sequence[Sample]) -> None:
+        self.clock = Clock()
         self.missing = len(samples)
-        self._outcomes: list[Outcome | None] = [None] * len(samples)
+        self.jobs: list[Job] = []
+        """Those that it waits for, or waited for."""
+        self.outcomes: list[Outcome | None] = [None] * len(samples)
+        """In the samples' order; None while there is none."""
+        self._samples = samples
         self._done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def settle(self, place: int, outcome: Outcome) -> None:
         """Take the outcome of the sample at ``place``; each once."""
-        self._outcomes[place] = outcome
+        if isinstance(outcome, Valuation):
+            outcome = _named(outcome, self._samples[place])
+        self.outcomes[place] = outcome
         self.missing -= 1
         if self.missing == 0 and not self._done.done():
             self._done.set_result(None)
@@ -44,20 +77,35 @@ class Call:
         if not self._done.done():
             self._done.set_exception(error)
 
-    async def outcomes(self) -> list[Outcome]:
-        """All outcomes, once the last has come; or the error that the call ended with."""
-        await self._done
-        return [outcome for outcome in self._outcomes if outcome is not None]
+    async def wait(self) -> None:
+        """Wait for the last outcome, or raise the error that the call ended with."""
+        if self.missing or self._done.done():
+            await self._done
 
 
-class Entry:
-    """One sample in the queue; ``length`` is its tokens."""
+class Clock:
+    """Where a call's time went, on the monotonic clock."""
 
-    __slots__ = ("call", "encoded", "length", "place", "sample")
+    def __init__(self) -> None:
+        self.begun = self.admitted = self.tokenised = self.taken = time.monotonic()
+        self.shared = 0
+        """Samples that another's outcome served."""
 
-    def __init__(self, call: Call, place: int, sample: Sample, encoded: Encoded) -> None:
-        self.call = call
-        self.place = place
-        self.sample = sample
-        self.encoded = encoded
-        self.length = len(encoded)
+    def timing(self) -> Timing:
+        """The parts, one after the other, up to now."""
+        timing = Timing(shared_count=self.shared)
+        for duration, begun, ended in (
+            (timing.admission_duration, self.begun, self.admitted),
+            (timing.tokenisation_duration, self.admitted, self.tokenised),
+            (timing.queue_duration, self.tokenised, self.taken),
+            (timing.model_duration, self.taken, time.monotonic()),
+        ):
+            duration.FromNanoseconds(max(0, int((ended - begun) * 1e9)))
+        return timing
+
+
+def _named(valuation: Valuation, sample: Sample) -> Valuation:
+    """A text's valuation as that of one sample: its own message, since callers change theirs."""
+    named = Valuation(sample_id=sample.id, provider=sample.provider)
+    named.MergeFrom(valuation)
+    return named

@@ -20,7 +20,8 @@ from structlog.contextvars import bound_contextvars
 from alinfik.server.errors import status_of
 from alinfik.server.metrics import Metrics
 
-# Sent by a caller, or a proxy before us, to find the call in our log; else we make one up.
+# Sent by a caller, or a proxy before us, to find the call in our log; else we make one up. It goes
+# back with the status, so that a caller can tell us which call failed.
 REQUEST_ID = "x-request-id"
 _MAX_REQUEST_ID = 128
 
@@ -46,6 +47,7 @@ class Calls:
         self.in_flight += 1
         self._idle.clear()
         with bound_contextvars(request_id=request_id, method=method):
+            context.set_trailing_metadata(((REQUEST_ID, request_id),))
             try:
                 yield
             except (asyncio.CancelledError, GeneratorExit):
@@ -61,7 +63,8 @@ class Calls:
                 if status.code == INTERNAL:
                     _log.error("call failed", error=status.message)
                 end = rpc_status.to_status(status)  # pyright: ignore[reportUnknownMemberType] - untyped
-                await context.abort(end.code, end.details, end.trailing_metadata)
+                named = (*end.trailing_metadata, (REQUEST_ID, request_id))
+                await context.abort(end.code, end.details, named)
             finally:
                 self._metrics.requests.labels(method, code).inc()
                 self.in_flight -= 1
@@ -76,5 +79,6 @@ class Calls:
 def _request_id(context: ServicerContext[Any, Any]) -> str:
     for key, value in context.invocation_metadata() or ():
         if key == REQUEST_ID:
-            return str(value)[:_MAX_REQUEST_ID]
+            # As a header, a text that is no header would end the call without a status.
+            return "".join(filter(str.isprintable, str(value)))[:_MAX_REQUEST_ID]
     return uuid.uuid4().hex

@@ -1,12 +1,13 @@
 """Turns samples into token ids, exactly as ``Encoding`` in bundle.proto says.
 
-Comes in: samples. Goes out: one row of ids each, cut to the token limit. Knows nothing of queues
-and models.
+Comes in: samples. Goes out: one row of ids each, cut to the token limit, and where in the sample
+each token stands. Knows nothing of queues and models.
 """
 
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +33,21 @@ class Encoded:
     def __len__(self) -> int:
         """Its tokens."""
         return len(self.input_ids)
+
+
+Field = Literal["prompt", "completion", "added"]
+
+
+class Place(NamedTuple):
+    """The characters [start, end) of a sample's field that a token stands for."""
+
+    field: Field
+    """``added`` where it stands for none: a start or end token, or one of the template's."""
+    start: int
+    end: int
+
+
+_ADDED = Place("added", 0, 0)
 
 
 class Encoder:
@@ -73,13 +89,46 @@ class Encoder:
             for sample, completion in zip(samples, tokens, strict=False)
         ]
 
+    def places(self, sample: Sample) -> list[Place]:
+        """Which characters each token of ``encode``'s stands for."""
+        prompt_text = self._prompt_template.replace("{prompt}", sample.prompt)
+        completion_text = self._completion_template.replace("{completion}", sample.completion)
+        prompt, completion = self._tokenizer.encode_batch(
+            [prompt_text if sample.prompt else "", completion_text], add_special_tokens=False
+        )
+        before = self._prompt_template.index("{prompt}")
+        in_prompt = [_place("prompt", span, before, sample.prompt) for span in prompt.offsets]
+        before = self._completion_template.index("{completion}")
+        in_completion = [
+            _place("completion", span, before, sample.completion) for span in completion.offsets
+        ]
+        in_completion += [_ADDED] * len(self._suffix)
+        kept_prompt, kept_completion = self._kept(len(in_prompt), len(in_completion))
+        return [
+            *[_ADDED] * len(self._prefix),
+            *in_prompt[kept_prompt],
+            *in_completion[kept_completion],
+        ]
+
     def _join(self, prompt: list[int], completion: list[int]) -> Encoded:
         completion = completion + self._suffix
+        kept_prompt, kept_completion = self._kept(len(prompt), len(completion))
+        start = [*self._prefix, *prompt[kept_prompt]]
+        ids = np.array(start + completion[kept_completion], dtype=np.int64)
+        truncated = kept_prompt.start > 0 or kept_completion.stop < len(completion)
+        return Encoded(ids, len(start), truncated)
+
+    def _kept(self, prompt: int, completion: int) -> tuple[slice, slice]:
+        """Which of so many prompt and completion tokens fit: the last, and the first."""
         room = self._room
-        truncated = len(prompt) + len(completion) > room
-        if truncated:
-            keep = max(room // 2, room - len(completion))
-            prompt = prompt[max(0, len(prompt) - keep) :]
-            completion = completion[: room - len(prompt)]
-        ids = np.array([*self._prefix, *prompt, *completion], dtype=np.int64)
-        return Encoded(ids, len(ids) - len(completion), truncated)
+        if prompt + completion <= room:
+            return slice(0, prompt), slice(0, completion)
+        of_prompt = min(prompt, max(room // 2, room - completion))
+        return slice(prompt - of_prompt, prompt), slice(0, min(completion, room - of_prompt))
+
+
+def _place(field: Field, span: tuple[int, int], before: int, text: str) -> Place:
+    """A token's place in the field, from that in the template, where ``before`` stand before it."""
+    start, end = (min(max(at - before, 0), len(text)) for at in span)
+    # It stands in the template alone.
+    return Place(field, start, end) if start < end else _ADDED

@@ -1,35 +1,36 @@
 """The scoring engine: one queue, one model, any number of callers.
 
 Comes in: samples, from gRPC and Kafka alike. Goes out: a valuation or a rejection for each. A
-sample is checked, admitted, tokenised in a thread, queued, batched the moment a worker is free, run
-in that worker's thread, and mapped to its valuation. All but the tokenizer and the model runs on
-one event loop, so nothing here locks. Knows nothing of gRPC and Kafka.
+sample is checked, answered from the cache where its text was valued before, admitted, tokenised in
+a thread, queued, batched the moment a worker is free, run in that worker's thread, and mapped to
+its valuation. All but the tokenizer and the model runs on one event loop, so nothing here locks.
+Knows nothing of gRPC and Kafka.
 """
 
 import asyncio
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from typing import Self
+from typing import NamedTuple, Self
 
-import numpy as np
 import structlog
 
 from alinfik.server.batching import BatchQueue, Priority
 from alinfik.server.bound import Bound
-from alinfik.server.bundle import Bundle, BundleError, Precision
-from alinfik.server.call import Call, Entry, Outcome
-from alinfik.server.device import Device, find_device
+from alinfik.server.bundle import Bundle, BundleError
+from alinfik.server.cache import Cache, content_key
+from alinfik.server.call import Call, Job, Outcome
 from alinfik.server.encode import Encoded, Encoder
+from alinfik.server.explainer import Explainer
 from alinfik.server.metrics import Metrics
 from alinfik.server.rejection import Rejection, rejections
-from alinfik.server.runtime import Runtime
 from alinfik.server.settings import ServerSettings
 from alinfik.server.tally import Source, Tally
 from alinfik.server.valuation import Valuer
-from alinfik.v1 import Sample
+from alinfik.server.warmup import Warm, warm_up
+from alinfik.v1 import Sample, Timing, Valuation
 
 __all__ = [
     "Engine",
@@ -39,12 +40,18 @@ __all__ = [
     "Priority",
     "QueueFull",
     "Rejection",
+    "Scored",
 ]
 
-# Throughput on a CPU is flat from about a thousand tokens a batch; a GPU wants many more in flight.
-BATCH_TOKENS: dict[Device, int] = {"cpu": 2048, "cuda": 32_768}
 # A refused caller is told to come back within these seconds, whatever the estimate says.
 _RETRY_SECONDS = 0.05, 30.0
+
+# Texts of every day, which each bundle must be able to value before it takes others.
+_PROBES = (
+    Sample(prompt="What is 2 + 2?", completion="2 + 2 = 4."),
+    Sample(completion="The ship left the harbour at dawn and was never seen again."),
+    Sample(prompt="Add two numbers.", completion="def add(a, b):\n    return a + b"),
+)
 
 _log = structlog.get_logger()
 
@@ -69,6 +76,14 @@ class ModelError(Exception):
         self.error_id = error_id
 
 
+class Scored(NamedTuple):
+    """What became of a call's samples."""
+
+    outcomes: list[Outcome]
+    """One a sample, in their order; the caller's own to change."""
+    timing: Timing
+
+
 class Engine:
     """Values samples with one bundle. An asynchronous context manager, or ``start`` and ``stop``.
 
@@ -77,26 +92,27 @@ class Engine:
         settings: workers, batch size and bounds.
         metrics: where to count.
 
-    Once started, ``device`` and ``precision`` say where and how the model runs, and
-    ``batch_tokens`` how large a batch is.
+    Once started, ``warm`` says where and how the model runs, and ``explainer`` explains its values.
     """
+
+    warm: Warm
+    explainer: Explainer
 
     def __init__(self, bundle: Bundle, settings: ServerSettings, metrics: Metrics) -> None:
         self.bundle = bundle
-        self.device: Device = "cpu"
-        self.precision: Precision = "float32"
-        self.batch_tokens = 0
         self._settings = settings
         self._metrics = metrics
         self._tally = Tally(metrics, bundle)
         self._valuer = Valuer(bundle)
-        self._queue: BatchQueue[Entry] = BatchQueue()
+        self._cache = Cache(settings.cache_samples)
+        self._queue: BatchQueue[Job] = BatchQueue()
         self._queued = asyncio.Event()
+        # In the queue or in the model, by their texts' keys.
+        self._jobs: dict[bytes, Job] = {}
         self._samples = {priority: Bound(settings.queue_samples) for priority in Priority}
         self._tokens = {priority: Bound(settings.queue_tokens) for priority in Priority}
         # A small request must not wait until a large one is tokenised.
         self._tokenising = ThreadPoolExecutor(2, "tokenise")
-        self._running = ThreadPoolExecutor(settings.workers, "model")
         self._workers: list[asyncio.Task[None]] = []
         self._stopping = False
         self._tokens_per_second = 1.0
@@ -109,29 +125,40 @@ class Engine:
         await self.stop()
 
     async def start(self) -> None:
-        """Load the tokenizer and the model, warm the model up, and begin to take samples.
+        """Load the tokenizer and the model, warm it up, try it, and begin to take samples.
 
         Raises:
-            BundleError: the tokenizer or the model does not load.
+            BundleError: the tokenizer or the model does not load, or values nothing.
         """
-        loop = asyncio.get_running_loop()
-        self._encoder = await loop.run_in_executor(self._tokenising, Encoder, self.bundle)
-        runtimes = [
-            await loop.run_in_executor(self._running, self._load)
-            for _ in range(self._settings.workers)
-        ]
-        self._workers = [asyncio.create_task(self._work(runtime)) for runtime in runtimes]
+        await asyncio.to_thread(self._load)
+        self._tokens_per_second = self.warm.tokens_per_second
+        self._running = ThreadPoolExecutor(self.warm.workers, "model")
+        self._workers = [asyncio.create_task(self._work()) for _ in range(self.warm.workers)]
+
+    def _load(self) -> None:
+        self._encoder = Encoder(self.bundle)
+        self.explainer = Explainer(self.bundle, self._encoder)
+        self.warm = warm_up(self.bundle, self._settings, self._encoder.last_id)
+        rows = self._encoder.encode(_PROBES)
+        try:
+            outcomes = self._valuer.valuations(rows, self.warm.runtime.run(rows))
+        except Exception as error:
+            raise BundleError(f"{self.bundle.path} fails on plain texts: {error}") from error
+        for sample, outcome in zip(_PROBES, outcomes, strict=True):
+            if isinstance(outcome, Rejection):
+                raise BundleError(f"{self.bundle.path} cannot value {sample.completion!r}")
 
     async def stop(self) -> None:
         """Refuse what is queued and what comes, and wait for the batches that are in the model."""
         workers, self._workers = self._workers, []
+        if not workers:
+            return
         self._stopping = True
         self._queued.set()
         await asyncio.gather(*workers)
-        while batch := self._queue.take(self.batch_tokens):
-            self._release(batch)
-            for entry in batch:
-                entry.call.fail(NotRunningError("the server is stopping"))
+        while batch := self._take():
+            _fail(batch, NotRunningError("the server is stopping"))
+        self.explainer.close()
         self._tokenising.shutdown(wait=False)
         self._running.shutdown(wait=False)
 
@@ -143,8 +170,10 @@ class Engine:
         source: Source,
         wait: bool,
         deadline: float | None = None,
-    ) -> list[Outcome]:
+    ) -> Scored:
         """Value ``samples``; one outcome each, in their order.
+
+        A text that was valued before, or is in the queue already, does not go to the model again.
 
         Args:
             samples: any number.
@@ -162,42 +191,76 @@ class Engine:
         """
         if not self._workers:
             raise NotRunningError("the engine is not running")
-        outcomes: list[Outcome | None] = [next(rejections(sample), None) for sample in samples]
-        places = [place for place, outcome in enumerate(outcomes) if outcome is None]
+        call = Call(samples)
         try:
-            async with asyncio.timeout_at(deadline):
-                valued = await self._value([samples[p] for p in places], priority, wait)
-            for place, outcome in zip(places, valued, strict=True):
-                outcomes[place] = outcome
+            if unknown := self._settle_known(call, samples):
+                async with asyncio.timeout_at(deadline):
+                    await self._value(call, samples, unknown, priority, wait)
         finally:
-            self._tally.outcomes(source, outcomes)
-        return [outcome for outcome in outcomes if outcome is not None]
+            self._tally.outcomes(source, call.outcomes, call.clock.shared)
+        return Scored([one for one in call.outcomes if one is not None], call.clock.timing())
+
+    def _settle_known(self, call: Call, samples: Sequence[Sample]) -> dict[int, bytes]:
+        """Settle what cannot be valued and what has been; the others' keys, by place."""
+        unknown: dict[int, bytes] = {}
+        for place, sample in enumerate(samples):
+            if rejection := next(rejections(sample), None):
+                call.settle(place, rejection)
+                continue
+            key = content_key(sample)
+            if valuation := self._cache.get(key):
+                call.clock.shared += 1
+                call.settle(place, valuation)
+            else:
+                unknown[place] = key
+        return unknown
 
     async def _value(
-        self, samples: Sequence[Sample], priority: Priority, wait: bool
-    ) -> list[Outcome]:
-        if not samples:
-            return []
+        self,
+        call: Call,
+        samples: Sequence[Sample],
+        unknown: dict[int, bytes],
+        priority: Priority,
+        wait: bool,
+    ) -> None:
+        wanted = [samples[place] for place in unknown]
         with ExitStack() as undo:
             # Room for the samples before they are tokenised, so that the tokenizer's own queue is
             # bounded too; room for their tokens once these are counted.
-            await self._admit(self._samples[priority], len(samples), wait)
-            undo.callback(self._samples[priority].release, len(samples))
+            await self._admit(self._samples[priority], len(wanted), wait)
+            undo.callback(self._samples[priority].release, len(wanted))
+            call.clock.admitted = time.monotonic()
             loop = asyncio.get_running_loop()
-            encoded = await loop.run_in_executor(self._tokenising, self._encode, samples)
+            encoded = await loop.run_in_executor(self._tokenising, self._encode, wanted)
+            call.clock.tokenised = time.monotonic()
             await self._admit(self._tokens[priority], sum(map(len, encoded)), wait)
             undo.pop_all()
-        call = Call(samples, encoded, priority)
-        for entry in call.entries:
-            self._queue.push(entry, priority)
+        for (place, key), row in zip(unknown.items(), encoded, strict=True):
+            self._enqueue(call, place, Job(key, row, priority, priority))
         self._queued.set()
         self._show_queue()
         try:
-            return await call.outcomes()
+            await call.wait()
         finally:
-            # The caller has gone, or part of the call failed: the rest must not reach the model.
+            # The caller has gone, or part of the call failed: what nobody else waits for must not
+            # reach the model.
             if call.missing:
-                self._release([e for e in call.entries if self._queue.discard(e, priority)])
+                self._drop([job for job in call.jobs if job.abandon(call)])
+
+    def _enqueue(self, call: Call, place: int, job: Job) -> None:
+        """Queue a job for which room is held, or join the one of the same text."""
+        if (same := self._jobs.get(job.key)) is None:
+            self._jobs[job.key] = same = job
+            self._queue.push(job, job.priority)
+        else:
+            self._give_back([job])
+            call.clock.shared += 1
+            if job.priority < same.priority and self._queue.discard(same, same.priority):
+                same.priority = job.priority
+                self._queue.push(same, same.priority)
+        call.clock.taken = time.monotonic()
+        call.jobs.append(same)
+        same.waiters.append((call, place))
 
     def _encode(self, samples: Sequence[Sample]) -> list[Encoded]:
         with self._metrics.tokenise_seconds.time():
@@ -215,65 +278,76 @@ class Engine:
             bound.release(units)
             raise NotRunningError("the server is stopping")
 
-    def _release(self, entries: Sequence[Entry]) -> None:
-        for entry in entries:
-            self._samples[entry.call.priority].release(1)
-            self._tokens[entry.call.priority].release(entry.length)
+    def _take(self) -> list[Job]:
+        """The next batch, out of the queue and of its room."""
+        batch = self._queue.take(self.warm.batch_tokens)
+        self._give_back(batch)
+        return batch
+
+    def _drop(self, jobs: Iterable[Job]) -> None:
+        """Take those out of the queue that are still in it."""
+        left = [job for job in jobs if self._queue.discard(job, job.priority)]
+        for job in left:
+            del self._jobs[job.key]
+        self._give_back(left)
+
+    def _give_back(self, jobs: Sequence[Job]) -> None:
+        for job in jobs:
+            self._samples[job.held_by].release(1)
+            self._tokens[job.held_by].release(job.length)
         self._show_queue()
 
-    async def _work(self, runtime: Runtime) -> None:
+    async def _work(self) -> None:
         """Run batches until the engine stops."""
         loop = asyncio.get_running_loop()
         while True:
             await self._queued.wait()
             if self._stopping:
                 return
-            batch = self._queue.take(self.batch_tokens)
+            batch = self._take()
             if not self._queue:
                 self._queued.clear()
             if not batch:
                 continue
-            self._release(batch)
+            taken = time.monotonic()
+            for job in batch:
+                for call, _ in job.waiters:
+                    call.clock.taken = taken
             try:
                 with self._metrics.workers_busy.track_inprogress():
-                    outcomes = await loop.run_in_executor(self._running, self._run, runtime, batch)
+                    outcomes = await loop.run_in_executor(self._running, self._run, batch)
             except Exception:  # noqa: BLE001 - whatever it is, the callers hear and the worker lives
                 error_id = uuid.uuid4().hex[:12]
                 _log.exception("the model failed", error_id=error_id, samples=len(batch))
-                for call in {entry.call for entry in batch}:
-                    call.fail(ModelError(error_id))
+                self._forget(batch)
+                _fail(batch, ModelError(error_id))
             else:
-                for entry, outcome in zip(batch, outcomes, strict=True):
-                    entry.call.settle(entry.place, outcome)
+                self._forget(batch)
+                for job, outcome in zip(batch, outcomes, strict=True):
+                    if isinstance(outcome, Valuation):
+                        self._cache.put(job.key, outcome)
+                    job.settle(outcome)
 
-    def _run(self, runtime: Runtime, batch: Sequence[Entry]) -> list[Outcome]:
+    def _forget(self, batch: Sequence[Job]) -> None:
+        for job in batch:
+            del self._jobs[job.key]
+
+    def _run(self, batch: Sequence[Job]) -> list[Outcome]:
         """One batch, in a worker's thread."""
-        rows = [entry.encoded for entry in batch]
+        rows = [job.encoded for job in batch]
         begun = time.monotonic()
-        output = runtime.run(rows)
+        output = self.warm.runtime.run(rows)
         ended = time.monotonic()
         self._tally.batch(batch, begun, ended)
         tokens = sum(map(len, rows))
-        self._tokens_per_second = self._settings.workers * tokens / (ended - begun)
-        return self._valuer.valuations([entry.sample for entry in batch], rows, output)
-
-    def _load(self) -> Runtime:
-        """Load the model and run its largest and its smallest batch, in a worker's thread."""
-        device = find_device()
-        self.precision = self._settings.precision_on(device, quantised=self.bundle.quantised)
-        runtime = Runtime(self.bundle, self.precision, device, self._settings.threads())
-        self.device = runtime.device
-        self.batch_tokens = self._settings.batch_tokens or BATCH_TOKENS[runtime.device]
-        longest = self.bundle.manifest.encoding.token_limit
-        # The tokenizer's last id shows whether the model knows every token that may come.
-        row = Encoded(np.full(longest, self._encoder.last_id), 0, truncated=False)
-        try:
-            runtime.run([row] * max(1, self.batch_tokens // longest))
-            runtime.run([row])
-        except Exception as error:
-            raise BundleError(f"{self.bundle.path} fails on its first batch: {error}") from error
-        return runtime
+        self._tokens_per_second = self.warm.workers * tokens / (ended - begun)
+        return self._valuer.valuations(rows, output)
 
     def _show_queue(self) -> None:
         self._metrics.queue_samples.set(sum(bound.held for bound in self._samples.values()))
         self._metrics.queue_tokens.set(sum(bound.held for bound in self._tokens.values()))
+
+
+def _fail(jobs: Iterable[Job], error: Exception) -> None:
+    for call in {call for job in jobs for call, _ in job.waiters}:
+        call.fail(error)

@@ -5,6 +5,7 @@ details, which ends a call or stands in one sample's ``ScoreResult.error``. Neve
 
     InvalidRequestError, Rejection   INVALID_ARGUMENT    BadRequest: every bad field
     NotFoundError                    NOT_FOUND           ResourceInfo
+    NotExplainableError, InUseError  FAILED_PRECONDITION PreconditionFailure
     QueueFull                        RESOURCE_EXHAUSTED  RetryInfo
     TimeoutError                     DEADLINE_EXCEEDED
     NotRunningError                  UNAVAILABLE         RetryInfo
@@ -20,16 +21,24 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 from google.rpc.code_pb2 import (
     DEADLINE_EXCEEDED,
+    FAILED_PRECONDITION,
     INTERNAL,
     INVALID_ARGUMENT,
     NOT_FOUND,
     RESOURCE_EXHAUSTED,
     UNAVAILABLE,
 )
-from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, ResourceInfo, RetryInfo
+from google.rpc.error_details_pb2 import (
+    BadRequest,
+    ErrorInfo,
+    PreconditionFailure,
+    ResourceInfo,
+    RetryInfo,
+)
 from google.rpc.status_pb2 import Status
 
 from alinfik.server.engine import ModelError, NotRunningError, QueueFull
+from alinfik.server.explainer import NotExplainableError
 
 # Long enough for a warm-up or for another replica to take over, short enough not to be noticed.
 _UNAVAILABLE_RETRY_SECONDS = 1.0
@@ -59,6 +68,10 @@ class NotFoundError(Exception):
         self.name = name
 
 
+class InUseError(Exception):
+    """What is asked for cannot be while something is as it is; the message says what."""
+
+
 def status_of(error: Exception) -> Status:
     """The status that ``error`` means. A defect is logged, under the id that the status carries."""
     match error:
@@ -67,6 +80,11 @@ def status_of(error: Exception) -> Status:
         case NotFoundError():
             info = ResourceInfo(resource_type=error.kind, resource_name=error.name)
             return _status(NOT_FOUND, str(error), info)
+        case NotExplainableError() | InUseError():
+            kind = type(error).__name__.removesuffix("Error")
+            violation = PreconditionFailure.Violation(type=kind, description=str(error))
+            details = PreconditionFailure(violations=[violation])
+            return _status(FAILED_PRECONDITION, str(error), details)
         case QueueFull():
             seconds = error.retry_after_seconds
             message = f"the queue is full; try again in {seconds:.2g} s"

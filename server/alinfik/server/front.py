@@ -1,6 +1,6 @@
 """The gRPC front door: socket, service, health and reflection, from start to drained.
 
-Comes in: settings. Goes out: a listening server that says NOT_SERVING until it has an engine, and
+Comes in: settings. Goes out: a listening server that says NOT_SERVING until it has a bundle, and
 again while it drains. Knows nothing of bundles and Kafka.
 """
 
@@ -18,15 +18,18 @@ from grpc_reflection.v1alpha import reflection
 
 from alinfik.command import CommandError
 from alinfik.server.address import check_listenable, join_address, parse_address
+from alinfik.server.bundle_service import BundleService
 from alinfik.server.calls import Calls
-from alinfik.server.engine import Engine
 from alinfik.server.metrics import Metrics
+from alinfik.server.registry import Registry
 from alinfik.server.service import ValuationService
 from alinfik.server.settings import ServerSettings
-from alinfik.v1 import valuation_service_pb2
+from alinfik.v1 import bundle_service_pb2, valuation_service_pb2
+from alinfik.v1.bundle_service_pb2_grpc import add_BundleServiceServicer_to_server
 from alinfik.v1.valuation_service_pb2_grpc import add_ValuationServiceServicer_to_server
 
 SERVICE = valuation_service_pb2.DESCRIPTOR.services_by_name["ValuationService"].full_name
+ADMIN_SERVICE = bundle_service_pb2.DESCRIPTOR.services_by_name["BundleService"].full_name
 # Once all calls are done: for their last bytes to leave, and for health watchers to hear the end.
 # The watchers would stay for ever, so they are not waited for.
 _PARTING_SECONDS = 0.5
@@ -37,11 +40,12 @@ _log = structlog.get_logger()
 class Front:
     """A gRPC server with the standard services beside ours."""
 
-    def __init__(self, settings: ServerSettings, metrics: Metrics) -> None:
+    def __init__(self, settings: ServerSettings, registry: Registry, metrics: Metrics) -> None:
         self._settings = settings
         self._ready = metrics.ready
         self._calls = Calls(metrics)
-        self._service = ValuationService(settings, metrics, self._calls)
+        self._service = ValuationService(settings, registry, metrics, self._calls)
+        self._admin = BundleService(registry, settings.bundle_root, self._calls)
         # The package ships no types.
         self._health: Any = cast("Any", health).aio.HealthServicer()
         self._server = grpc.aio.server(
@@ -62,9 +66,10 @@ class Front:
         address = self._settings.listen
         check_listenable(address, "--listen")
         add_ValuationServiceServicer_to_server(self._service, self._server)
+        add_BundleServiceServicer_to_server(self._admin, self._server)
         add_HealthServicer_to_server(self._health, self._server)
         reflection.enable_server_reflection(
-            (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server
+            (SERVICE, ADMIN_SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server
         )
         await self._say(HealthCheckResponse.NOT_SERVING)
         try:
@@ -74,9 +79,8 @@ class Front:
         await self._server.start()
         return join_address(parse_address(address)[0], port)
 
-    async def open(self, engine: Engine) -> None:
-        """Serve with a started ``engine``."""
-        self._service.activate(engine)
+    async def open(self) -> None:
+        """Say that the registry has an active bundle."""
         await self._say(HealthCheckResponse.SERVING)
 
     async def close(self, seconds: float) -> None:

@@ -1,6 +1,6 @@
 """The Kafka front door: a thread that keeps a session with the brokers until it is told to stop.
 
-Comes in: settings and an engine. Goes out: nothing but metrics and log lines; the work is the
+Comes in: settings and a registry. Goes out: nothing but metrics and log lines; the work is the
 session's. A broker that is not there, or goes away, is asked again; gRPC never notices.
 """
 
@@ -15,11 +15,11 @@ from threading import Event, Thread
 import structlog
 from kafka.errors import KafkaError
 
-from alinfik.server.engine import Engine
 from alinfik.server.kafka_scoring import score_from_thread
 from alinfik.server.kafka_session import Session
 from alinfik.server.metrics import KafkaMetrics
 from alinfik.server.records import DeadLetter
+from alinfik.server.registry import Registry
 from alinfik.server.settings import ServerSettings
 from alinfik.v1 import Sample, Valuation
 
@@ -37,21 +37,21 @@ class KafkaPipeline:
 
     Args:
         settings: brokers, topics and group.
-        engine: values the samples, after interactive ones.
+        registry: values the samples, after interactive ones.
         metrics: where to count.
-        loop: the event loop that the engine runs on; it must go on running until ``stop`` is over.
+        loop: the event loop that engines run on; it must go on running until ``stop`` is over.
     """
 
     def __init__(
         self,
         settings: ServerSettings,
-        engine: Engine,
+        registry: Registry,
         metrics: KafkaMetrics,
         loop: asyncio.AbstractEventLoop,
     ) -> None:
         self._settings = settings
         self._metrics = metrics
-        self._score_on_loop = score_from_thread(engine, loop)
+        self._score_on_loop = score_from_thread(registry, loop)
         self._scoring: set[Future[list[Valuation | DeadLetter]]] = set()
         self._stopping = Event()
         # Names the transactions: of two servers with one name, the younger fences the elder.

@@ -8,47 +8,49 @@ import asyncio
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 
-from alinfik.server.engine import Engine, ModelError, Outcome, Priority, Rejection
+from alinfik.server.engine import ModelError, Outcome, Priority, Rejection
 from alinfik.server.records import DeadLetter
+from alinfik.server.registry import Registry
 from alinfik.v1 import Sample, Valuation
 
 Score = Callable[[Sequence[Sample]], Future[list[Valuation | DeadLetter]]]
 
 
-def score_from_thread(engine: Engine, loop: asyncio.AbstractEventLoop) -> Score:
-    """A function for a thread other than the loop's, which scores with ``engine`` on ``loop``.
+def score_from_thread(registry: Registry, loop: asyncio.AbstractEventLoop) -> Score:
+    """A function for a thread other than the loop's, which scores by the active bundle on it.
 
-    The future fails with ``NotRunningError`` while the engine is not running, and with
+    The future fails with ``NotRunningError`` while no engine is running, and with
     ``ModelError`` where it can value no sample of the batch. Cancelling it takes the samples from
     the queue.
     """
 
     def score(samples: Sequence[Sample]) -> Future[list[Valuation | DeadLetter]]:
-        return asyncio.run_coroutine_threadsafe(_value(engine, samples), loop)
+        return asyncio.run_coroutine_threadsafe(_value(registry, samples), loop)
 
     return score
 
 
-async def _value(engine: Engine, samples: Sequence[Sample]) -> list[Valuation | DeadLetter]:
+async def _value(registry: Registry, samples: Sequence[Sample]) -> list[Valuation | DeadLetter]:
     try:
-        outcomes: Sequence[Outcome | ModelError] = await _score(engine, samples)
+        outcomes: Sequence[Outcome | ModelError] = await _score(registry, samples)
     except ModelError as fault:
         # One sample that the model chokes on fails its batch, and must neither stop its partition
         # nor take the others along: each is tried alone. Where all fail it is the model that is
         # broken, and the records are better late than dead letters.
-        outcomes = [await _score_alone(engine, sample) for sample in samples]
+        outcomes = [await _score_alone(registry, sample) for sample in samples]
         if all(isinstance(outcome, ModelError) for outcome in outcomes):
             raise fault from None
     return [_dead_letter(outcome) for outcome in outcomes]
 
 
-async def _score(engine: Engine, samples: Sequence[Sample]) -> list[Outcome]:
-    return await engine.score(samples, priority=Priority.STREAM, source="kafka", wait=True)
+async def _score(registry: Registry, samples: Sequence[Sample]) -> list[Outcome]:
+    scored = await registry.score(samples, priority=Priority.STREAM, source="kafka", wait=True)
+    return scored.outcomes
 
 
-async def _score_alone(engine: Engine, sample: Sample) -> Outcome | ModelError:
+async def _score_alone(registry: Registry, sample: Sample) -> Outcome | ModelError:
     try:
-        return (await _score(engine, [sample]))[0]
+        return (await _score(registry, [sample]))[0]
     except ModelError as fault:
         return fault
 

@@ -4,13 +4,14 @@ Names carry their base unit; labels are bounded by the configuration (targets, p
 enumeration, never by what a caller sends.
 """
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, Summary
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Summary
 
 # From a bag proxy's batch on a warm cache to a request that waited out a long queue.
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 _SAMPLES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 _TOKENS = (64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768)
 _PERCENT = tuple(range(10, 101, 10))
+_POINTS = (1, 2, 5, 10, 20, 50, 100)
 
 
 class Metrics:
@@ -46,6 +47,11 @@ class Metrics:
             "alinfik_samples",
             "Samples by front door (grpc, kafka) and outcome (valued, rejected, failed).",
             ["source", "outcome"],
+            registry=registry,
+        )
+        self.shared = Counter(
+            "alinfik_shared_samples",
+            "Samples answered from the cache, or by a sample of the same text in flight.",
             registry=registry,
         )
         self.queue_samples = Gauge(
@@ -115,7 +121,27 @@ class Metrics:
             "Samples longer than the bundle's token limit.",
             registry=registry,
         )
-        self.bundle = Info("alinfik_bundle", "The active bundle.", registry=registry)
+
+        # Bundles
+        self.bundle = Gauge(
+            "alinfik_bundle_info",
+            "1 for each loaded bundle, by what it does (active, shadow, loaded).",
+            ["bundle_id", "backbone", "role"],
+            registry=registry,
+        )
+        self.shadow_samples = Counter(
+            "alinfik_shadow_samples",
+            "Samples for the shadow bundle by outcome (compared, dropped, failed).",
+            ["outcome"],
+            registry=registry,
+        )
+        self.shadow_difference = Histogram(
+            "alinfik_shadow_percentile_difference",
+            "Percentile points between the active bundle's value and the shadow's.",
+            ["target"],
+            buckets=_POINTS,
+            registry=registry,
+        )
 
 
 class KafkaMetrics:

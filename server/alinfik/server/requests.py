@@ -6,14 +6,22 @@ engines and calls.
 
 from collections.abc import Iterable, Sequence
 
-from alinfik.server.bundle import Bundle
 from alinfik.server.call import Outcome
-from alinfik.server.errors import InvalidRequestError, NotFoundError, Violation, invalid
+from alinfik.server.engine import Scored
+from alinfik.server.errors import InvalidRequestError, Violation, invalid
 from alinfik.server.rejection import Rejection, rejections
-from alinfik.v1 import Sample, ScoreRequest, ScoreResponse, ScoreResult
+from alinfik.v1 import (
+    ExplainRequest,
+    ExplainResponse,
+    Explanation,
+    Sample,
+    ScoreRequest,
+    ScoreResponse,
+    ScoreResult,
+)
 
 
-def check_size(request: ScoreRequest, most: int) -> None:
+def check_size(request: ScoreRequest | ExplainRequest, most: int) -> None:
     """Refuse a request without samples or with more than ``most``.
 
     Raises:
@@ -27,7 +35,7 @@ def check_size(request: ScoreRequest, most: int) -> None:
         raise InvalidRequestError([("samples", message)])
 
 
-def sample_violations(request: ScoreRequest) -> dict[int, list[Violation]]:
+def sample_violations(request: ScoreRequest | ExplainRequest) -> dict[int, list[Violation]]:
     """All that shows to be wrong with the request's samples, by their place."""
     found = {
         place: _violations(place, rejections(sample))
@@ -36,25 +44,31 @@ def sample_violations(request: ScoreRequest) -> dict[int, list[Violation]]:
     return {place: faults for place, faults in found.items() if faults}
 
 
-def check_targets(request: ScoreRequest, bundle: Bundle) -> None:
-    """Refuse targets that the bundle has not.
-
-    Raises:
-        NotFoundError: names them all.
-    """
-    if unknown := [name for name in request.targets if name not in bundle.targets]:
-        raise NotFoundError("target", ", ".join(unknown), bundle.targets)
-
-
-def response(request: ScoreRequest, outcomes: Sequence[Outcome]) -> ScoreResponse:
+def response(request: ScoreRequest, scored: Scored) -> ScoreResponse:
     """One result for each outcome, with the targets that were asked for."""
     wanted = set(request.targets)
     return ScoreResponse(
         results=[
             _result(place, sample, outcome, wanted)
-            for place, (sample, outcome) in enumerate(zip(request.samples, outcomes, strict=True))
-        ]
+            for place, (sample, outcome) in enumerate(
+                zip(request.samples, scored.outcomes, strict=True)
+            )
+        ],
+        timing=scored.timing,
     )
+
+
+def explanations(request: ExplainRequest, explained: Sequence[Explanation]) -> ExplainResponse:
+    """All explanations, with the targets that were asked for."""
+    for explanation in explained:
+        if request.targets:
+            columns = [
+                column for column, name in enumerate(explanation.targets) if name in request.targets
+            ]
+            explanation.targets[:] = [explanation.targets[column] for column in columns]
+            for token in explanation.tokens:
+                token.values[:] = [token.values[column] for column in columns]
+    return ExplainResponse(explanations=explained)
 
 
 def _result(place: int, sample: Sample, outcome: Outcome, wanted: set[str]) -> ScoreResult:

@@ -20,6 +20,7 @@ from alinfik.server.encode import Encoded
 
 _INPUTS = ("input_ids", "attention_mask", "completion_mask")
 _OUTPUTS = ("value", "lower", "upper", "ood")
+_TOKEN_OUTPUTS = ("token_values",)
 _CUDA = "CUDAExecutionProvider"
 # Its errors reach us as exceptions; a line of its own on standard error would be no JSON.
 _FATAL_ONLY = 4
@@ -43,23 +44,24 @@ class Output:
     """[B]"""
 
 
-class Runtime:
-    """One session of a bundle's model.
+class _Session:
+    """One ONNX Runtime session of one of a bundle's models.
 
     Args:
-        bundle: a verified bundle.
-        precision: which of the bundle's models to run.
+        model: the ONNX file.
+        outputs: those that it must have, in the order in which they are wanted.
+        pad_id: fills rows up.
         device: where to run; ``cuda`` falls back to the CPU where its libraries are missing, and
             ``device`` says what it came to.
         threads: CPU threads of one run.
 
     Raises:
-        BundleError: there is no such model, it does not load, or it has not the inputs and outputs
-            of the contract.
+        BundleError: it does not load, or has not the inputs and outputs of the contract.
     """
 
-    def __init__(self, bundle: Bundle, precision: Precision, device: Device, threads: int) -> None:
-        model = bundle.model(precision)
+    def __init__(
+        self, model: Path, outputs: Sequence[str], pad_id: int, device: Device, threads: int
+    ) -> None:
         options = _ort.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = _FATAL_ONLY
@@ -80,13 +82,28 @@ class Runtime:
             _log.warning(
                 "the GPU is not used: CUDA or cuDNN is missing; install onnxruntime-gpu[cuda,cudnn]"
             )
-        self._pad_id = bundle.manifest.encoding.pad_id
-        self._check(bundle, model)
+        self._outputs = outputs
+        self._pad_id = pad_id
+        inputs = {one.name for one in self._session.get_inputs()}
+        found = {one.name for one in self._session.get_outputs()}
+        if inputs != set(_INPUTS) or not found.issuperset(outputs):
+            raise BundleError(
+                f"{model} reads {sorted(inputs)} and gives {sorted(found)}; a proxy reads "
+                f"{sorted(_INPUTS)} and gives {sorted(outputs)}"
+            )
 
-    def run(self, batch: Sequence[Encoded]) -> Output:
+    def run(self, batch: Sequence[Encoded]) -> list[NDArray[np.float32]]:
         """Run the model on ``batch``, padded to its longest row. Thread-safe; releases the GIL."""
-        inputs = dict(zip(_INPUTS, self._pad(batch), strict=True))
-        return Output(*self._session.run(_OUTPUTS, inputs))
+        # Bound, so that a GPU is handed its inputs where it reads them, and nothing comes back but
+        # the outputs.
+        binding = self._session.io_binding()
+        for name, array in zip(_INPUTS, self._pad(batch), strict=True):
+            value = _ort.OrtValue.ortvalue_from_numpy(array, self.device, 0)
+            binding.bind_ortvalue_input(name, value)
+        for name in self._outputs:
+            binding.bind_output(name)
+        self._session.run_with_iobinding(binding)
+        return binding.copy_outputs_to_cpu()
 
     def _pad(self, batch: Sequence[Encoded]) -> tuple[NDArray[np.int64], ...]:
         """``input_ids``, ``attention_mask`` and ``completion_mask``, each [B, T] int64."""
@@ -102,14 +119,24 @@ class Runtime:
             completion[row, encoded.completion_start : length] = 1
         return ids, attention, completion
 
-    def _check(self, bundle: Bundle, model: Path) -> None:
-        inputs = {one.name for one in self._session.get_inputs()}
-        outputs = {one.name for one in self._session.get_outputs()}
-        if inputs != set(_INPUTS) or not outputs.issuperset(_OUTPUTS):
-            raise BundleError(
-                f"{model} reads {sorted(inputs)} and gives {sorted(outputs)}; a proxy reads "
-                f"{sorted(_INPUTS)} and gives {sorted(_OUTPUTS)}"
-            )
+
+class Runtime:
+    """A bundle's model.
+
+    Args:
+        bundle: a verified bundle.
+        precision: which of the bundle's models to run.
+        device: where to run; ``device`` then says where it does.
+        threads: CPU threads of all runs together.
+
+    Raises:
+        BundleError: there is no such model, it does not load, or it is not as the contract says.
+    """
+
+    def __init__(self, bundle: Bundle, precision: Precision, device: Device, threads: int) -> None:
+        model, pad_id = bundle.model(precision), bundle.manifest.encoding.pad_id
+        self._session = _Session(model, _OUTPUTS, pad_id, device, threads)
+        self.device: Device = self._session.device
         tiny = Encoded(np.zeros(1, dtype=np.int64), 0, truncated=False)
         columns = self.run([tiny]).value.shape[1]
         if columns != len(bundle.targets):
@@ -117,3 +144,28 @@ class Runtime:
                 f"{model} gives {columns} values a sample, and the manifest has "
                 f"{len(bundle.targets)} targets"
             )
+
+    def run(self, batch: Sequence[Encoded]) -> Output:
+        """Run the model on ``batch``, padded to its longest row. Thread-safe; releases the GIL."""
+        return Output(*self._session.run(batch))
+
+
+class TokenRuntime:
+    """A bundle's model of token values.
+
+    Args:
+        bundle: a verified bundle that has one.
+        device: where to run.
+        threads: CPU threads of one run.
+
+    Raises:
+        BundleError: it does not load, or is not as the contract says.
+    """
+
+    def __init__(self, bundle: Bundle, device: Device, threads: int) -> None:
+        pad_id = bundle.manifest.encoding.pad_id
+        self._session = _Session(bundle.explain, _TOKEN_OUTPUTS, pad_id, device, threads)
+
+    def run(self, row: Encoded) -> NDArray[np.float32]:
+        """Token values [T, K] of one row."""
+        return self._session.run([row])[0][0]

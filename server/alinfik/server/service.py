@@ -1,7 +1,7 @@
 """The gRPC service ``alinfik.v1.ValuationService``.
 
-Comes in: requests. Goes out: responses, or the statuses of ``errors``. Knows which bundles
-there are; knows nothing of sockets, batches and models.
+Comes in: requests. Goes out: responses, or the statuses of ``errors``. Knows nothing of sockets,
+batches and models.
 """
 
 # ruff: noqa: N802 - the proto names the methods
@@ -9,20 +9,22 @@ there are; knows nothing of sockets, batches and models.
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import aclosing
-from typing import cast
+from typing import Any, cast
 
 from grpc.aio import ServicerContext
 
 from alinfik.server.bound import Bound
 from alinfik.server.calls import Calls
-from alinfik.server.engine import Engine, NotRunningError, Priority
-from alinfik.server.errors import InvalidRequestError, NotFoundError, status_of
+from alinfik.server.engine import NotRunningError, Priority
+from alinfik.server.errors import InvalidRequestError, status_of
 from alinfik.server.metrics import Metrics
 from alinfik.server.ordered import ClosedError, in_order
-from alinfik.server.requests import check_size, check_targets, response, sample_violations
+from alinfik.server.registry import Registry
+from alinfik.server.requests import check_size, explanations, response, sample_violations
 from alinfik.server.settings import ServerSettings
 from alinfik.v1 import (
-    BundleSummary,
+    ExplainRequest,
+    ExplainResponse,
     GetBundleRequest,
     GetBundleResponse,
     ListBundlesRequest,
@@ -35,26 +37,23 @@ from alinfik.v1.valuation_service_pb2_grpc import ValuationServiceServicer
 
 
 class ValuationService(ValuationServiceServicer):
-    """Values samples with the engines that have been put in service.
+    """Values samples with the bundles of a registry.
 
     Args:
         settings: limits of requests and streams.
+        registry: values the samples.
         metrics: where to count.
         calls: surrounds every call.
     """
 
-    def __init__(self, settings: ServerSettings, metrics: Metrics, calls: Calls) -> None:
+    def __init__(
+        self, settings: ServerSettings, registry: Registry, metrics: Metrics, calls: Calls
+    ) -> None:
         self._settings = settings
+        self._registry = registry
         self._metrics = metrics
         self._calls = calls
-        self._engines: dict[str, Engine] = {}
-        self._active = ""
         self._draining = asyncio.Event()
-
-    def activate(self, engine: Engine) -> None:
-        """Put a started engine in service; requests that name no bundle go to it."""
-        self._engines[engine.bundle.id] = engine
-        self._active = engine.bundle.id
 
     def drain(self) -> None:
         """Take no more requests; streams end once what they have read is answered."""
@@ -70,9 +69,7 @@ class ValuationService(ValuationServiceServicer):
             if faults and not request.partial_success:
                 self._metrics.samples.labels("grpc", "rejected").inc(len(faults))
                 raise InvalidRequestError([fault for place in faults.values() for fault in place])
-            # None where the caller set no deadline, whatever its type says.
-            remaining = cast("float | None", context.time_remaining())
-            deadline = None if remaining is None else asyncio.get_running_loop().time() + remaining
+            deadline = _deadline(context)
             return await self._score(request, Priority.INTERACTIVE, wait=False, deadline=deadline)
 
     # grpc.aio takes a handler that writes to its context as well as one that yields, and only the
@@ -95,6 +92,20 @@ class ValuationService(ValuationServiceServicer):
                     "the server is stopping; open a new stream for the requests not yet answered"
                 ) from error
 
+    async def Explain(
+        self, request: ExplainRequest, context: ServicerContext[ExplainRequest, ExplainResponse]
+    ) -> ExplainResponse:
+        """Token values of each sample: all or none."""
+        async with self._calls.call("Explain", context):
+            check_size(request, self._settings.max_explained_samples)
+            if faults := sample_violations(request):
+                raise InvalidRequestError([fault for place in faults.values() for fault in place])
+            async with asyncio.timeout_at(_deadline(context)):
+                explained = await self._registry.explain(
+                    request.samples, bundle_id=request.bundle_id, targets=request.targets
+                )
+            return explanations(request, explained)
+
     async def ListBundles(
         self,
         request: ListBundlesRequest,  # noqa: ARG002 - it has no fields
@@ -102,17 +113,7 @@ class ValuationService(ValuationServiceServicer):
     ) -> ListBundlesResponse:
         """The bundles in service."""
         async with self._calls.call("ListBundles", context):
-            return ListBundlesResponse(
-                bundles=[
-                    BundleSummary(
-                        bundle_id=bundle_id,
-                        active=bundle_id == self._active,
-                        targets=engine.bundle.targets,
-                        backbone=engine.bundle.manifest.proxy.backbone,
-                    )
-                    for bundle_id, engine in self._engines.items()
-                ]
-            )
+            return ListBundlesResponse(bundles=self._registry.summaries())
 
     async def GetBundle(
         self,
@@ -121,8 +122,10 @@ class ValuationService(ValuationServiceServicer):
     ) -> GetBundleResponse:
         """One bundle's manifest."""
         async with self._calls.call("GetBundle", context):
-            bundle = self._engine(request.bundle_id).bundle
-            return GetBundleResponse(bundle=bundle.manifest, active=bundle.id == self._active)
+            with self._registry.use(request.bundle_id) as engine:
+                bundle = engine.bundle
+            active = bundle.id == self._registry.active_id
+            return GetBundleResponse(bundle=bundle.manifest, active=active)
 
     async def _answer(self, request: ScoreRequest) -> ScoreResponse:
         """One request of a stream. What would fail a call is said of each of its samples."""
@@ -139,19 +142,23 @@ class ValuationService(ValuationServiceServicer):
         with self._metrics.request_seconds.labels(
             "Score" if priority is Priority.INTERACTIVE else "ScoreStream"
         ).time():
-            engine = self._engine(request.bundle_id)
-            check_targets(request, engine.bundle)
-            outcomes = await engine.score(
-                request.samples, priority=priority, source="grpc", wait=wait, deadline=deadline
+            scored = await self._registry.score(
+                request.samples,
+                priority=priority,
+                source="grpc",
+                wait=wait,
+                deadline=deadline,
+                bundle_id=request.bundle_id,
+                targets=request.targets,
             )
-            return response(request, outcomes)
+            return response(request, scored)
 
-    def _engine(self, bundle_id: str) -> Engine:
-        if not self._active:
-            raise NotRunningError("no bundle is ready yet; the server is starting")
-        if (engine := self._engines.get(bundle_id or self._active)) is None:
-            raise NotFoundError("bundle", bundle_id, list(self._engines))
-        return engine
+
+def _deadline(context: ServicerContext[Any, Any]) -> float | None:
+    """On the event loop's clock."""
+    # None where the caller set no deadline, whatever its type says.
+    remaining = cast("float | None", context.time_remaining())
+    return None if remaining is None else asyncio.get_running_loop().time() + remaining
 
 
 def _weight(request: ScoreRequest) -> int:

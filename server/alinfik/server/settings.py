@@ -4,16 +4,31 @@ Comes in: flags, environment (``ALINFIK_…``) and a TOML file. Goes out: one va
 by every other module. Knows nothing of what the settings do.
 """
 
-import os
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, Field, PositiveInt, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from annotated_types import MinLen
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveInt,
+    model_validator,
+)
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from alinfik.server.address import parse_address
 from alinfik.server.bundle import Precision
 from alinfik.server.device import Device
+
+
+def _paths(value: object) -> object:
+    """A list of paths, also from one path, or from several with commas between."""
+    if isinstance(value, str):
+        return value.split(",")
+    return [value] if isinstance(value, Path) else value
 
 
 def _address(text: str) -> str:
@@ -38,8 +53,23 @@ class ServerSettings(BaseSettings):
         cli_hide_none_type=True,
     )
 
-    bundle: Path = Field(
-        description="Directory that `alinfik-distill train` wrote: the proxy to serve; one."
+    bundle: Annotated[list[Path], NoDecode, BeforeValidator(_paths), MinLen(1)] = Field(
+        description="Directory that `alinfik-distill train` wrote: the proxy to serve. Repeatable, "
+        "or with commas between: the first one values requests that name no bundle."
+    )
+    shadow: Path | None = Field(
+        None,
+        description="Directory of a bundle that values those requests too and is only compared: "
+        "see alinfik_shadow_percentile_difference. It costs as much again as the first.",
+    )
+    bundle_root: Path | None = Field(
+        None,
+        description="Directory under which administrators may load bundles while the server runs.",
+    )
+    watch_seconds: NonNegativeFloat = Field(
+        0.0,
+        description="Look under --bundle-root this often, and serve the newest bundle there in "
+        "place of the first one; 0 is never. Set it where bundles are delivered as files.",
     )
 
     listen: Address = Field(
@@ -79,10 +109,10 @@ class ServerSettings(BaseSettings):
         "has it, which is quicker and ranks samples alike, and float32 elsewhere.",
     )
 
-    workers: PositiveInt = Field(
-        1,
-        description="Batches that run in the model at once, each on its own copy of it. More than "
-        "1 helps where one batch cannot keep all cores busy, as with a very small proxy.",
+    workers: PositiveInt | None = Field(
+        None,
+        description="Batches that run in the model at once. By default what is quickest on this "
+        "machine, which is measured at the start; set it to start a second sooner.",
     )
     threads_per_worker: PositiveInt | None = Field(
         None,
@@ -104,11 +134,20 @@ class ServerSettings(BaseSettings):
         description="Most tokens that wait, for interactive calls and for streams each.",
     )
 
+    cache_samples: NonNegativeInt = Field(
+        16_384,
+        description="Texts whose valuations are kept in memory, about 1 kB each, and given again "
+        "without the model; 0 keeps none. Raise it where providers send the same texts again.",
+    )
+
     max_samples_per_request: PositiveInt = Field(
         1024, description="Most samples of one request. Raise it together with --max-message-bytes."
     )
     max_message_bytes: PositiveInt = Field(
         16 * 1024 * 1024, description="Largest gRPC message taken, in bytes."
+    )
+    max_explained_samples: PositiveInt = Field(
+        64, description="Most samples of one Explain, which takes them one by one."
     )
     stream_samples: PositiveInt = Field(
         512,
@@ -127,6 +166,12 @@ class ServerSettings(BaseSettings):
     )
 
     @model_validator(mode="after")
+    def _watch_has_root(self) -> Self:
+        if self.watch_seconds and self.bundle_root is None:
+            raise ValueError("--watch-seconds needs a --bundle-root to watch")
+        return self
+
+    @model_validator(mode="after")
     def _request_fits_queue(self) -> Self:
         if self.max_samples_per_request > self.queue_samples:
             raise ValueError(
@@ -140,8 +185,3 @@ class ServerSettings(BaseSettings):
         if self.precision != "auto":
             return self.precision
         return "int8" if quantised and device == "cpu" else "float32"
-
-    def threads(self) -> int:
-        """CPU threads of one worker's model."""
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-        return self.threads_per_worker or max(1, (cores or 1) // self.workers)

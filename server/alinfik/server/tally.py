@@ -9,11 +9,11 @@ from typing import Literal
 
 from alinfik.server.batching import Priority
 from alinfik.server.bundle import Bundle
-from alinfik.server.call import Entry, Outcome
+from alinfik.server.call import Job, Outcome
 from alinfik.server.metrics import Metrics
 from alinfik.v1 import Valuation
 
-Source = Literal["grpc", "kafka"]
+Source = Literal["grpc", "kafka", "shadow"]
 
 
 class Tally:
@@ -29,21 +29,31 @@ class Tally:
             for name in bundle.targets
         ]
 
-    def batch(self, entries: Sequence[Entry], begun: float, ended: float) -> None:
+    def batch(self, jobs: Sequence[Job], begun: float, ended: float) -> None:
         """Count a batch that ran from ``begun`` to ``ended``, on the monotonic clock."""
-        lengths = [entry.length for entry in entries]
+        lengths = [job.length for job in jobs]
         padded = len(lengths) * max(lengths)
         metrics = self._metrics
         metrics.inference_seconds.observe(ended - begun)
         metrics.batch_samples.observe(len(lengths))
         metrics.batch_tokens.observe(padded)
         metrics.padding_tokens.inc(padded - sum(lengths))
-        for entry in entries:
-            self._waited[entry.call.priority].observe(begun - entry.call.pushed_at)
+        for job in jobs:
+            self._waited[job.priority].observe(begun - job.pushed_at)
 
-    def outcomes(self, source: Source, outcomes: Sequence[Outcome | None]) -> None:
-        """Count what a call came to; None is a sample that had no outcome when its call failed."""
+    def outcomes(self, source: Source, outcomes: Sequence[Outcome | None], shared: int) -> None:
+        """Count what a call came to.
+
+        Args:
+            source: its door.
+            outcomes: None is a sample that had no outcome when its call failed.
+            shared: how many of them cost the model nothing.
+        """
+        if source == "shadow":
+            # Nobody was given these.
+            return
         metrics = self._metrics
+        metrics.shared.inc(shared)
         valuations = [outcome for outcome in outcomes if isinstance(outcome, Valuation)]
         failed = sum(outcome is None for outcome in outcomes)
         for outcome, count in (

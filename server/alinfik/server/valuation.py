@@ -1,7 +1,8 @@
 """Turns the model's arrays into valuations.
 
-Comes in: samples, their token rows, the model's output. Goes out: ``alinfik.v1.Valuation``. Knows
-the manifest's reference distributions; knows nothing of models and queues.
+Comes in: token rows and the model's output. Goes out: ``alinfik.v1.Valuation`` of a text, without
+the names of who sent it. Knows the manifest's reference distributions; knows nothing of models and
+queues.
 """
 
 from collections.abc import Sequence
@@ -13,7 +14,7 @@ from alinfik.server.bundle import Bundle
 from alinfik.server.encode import Encoded
 from alinfik.server.rejection import Rejection
 from alinfik.server.runtime import Output
-from alinfik.v1 import Sample, TargetValue, Valuation
+from alinfik.v1 import TargetValue, Valuation
 
 _NOT_FINITE = Rejection(
     "not_finite", "completion", "cannot be valued: the proxy gives no finite number for it"
@@ -31,18 +32,16 @@ class Valuer:
         ]
         self._threshold = bundle.manifest.out_of_distribution.threshold
 
-    def valuations(
-        self, samples: Sequence[Sample], batch: Sequence[Encoded], output: Output
-    ) -> list[Valuation | Rejection]:
-        """One valuation a sample; a rejection where the model gave no finite number."""
+    def valuations(self, batch: Sequence[Encoded], output: Output) -> list[Valuation | Rejection]:
+        """One valuation a row; a rejection where the model gave no finite number."""
         percentile = self.percentiles(output.value)
         # One array [B, K, 4] turned into Python floats at once: a tenth of the cost of one by one.
         numbers = np.stack([output.value, output.lower, output.upper, percentile], axis=2)
         finite = np.isfinite(numbers).all(axis=(1, 2)) & np.isfinite(output.ood)
         return [
-            self._valuation(sample, encoded, row, ood) if fine else _NOT_FINITE
-            for sample, encoded, row, ood, fine in zip(
-                samples, batch, numbers.tolist(), output.ood.tolist(), finite.tolist(), strict=True
+            self._valuation(encoded, row, ood) if fine else _NOT_FINITE
+            for encoded, row, ood, fine in zip(
+                batch, numbers.tolist(), output.ood.tolist(), finite.tolist(), strict=True
             )
         ]
 
@@ -57,12 +56,8 @@ class Valuer:
         ]
         return np.stack(columns, axis=1)
 
-    def _valuation(
-        self, sample: Sample, encoded: Encoded, row: list[list[float]], ood: float
-    ) -> Valuation:
+    def _valuation(self, encoded: Encoded, row: list[list[float]], ood: float) -> Valuation:
         return Valuation(
-            sample_id=sample.id,
-            provider=sample.provider,
             bundle_id=self._bundle_id,
             values=[
                 TargetValue(target=name, value=value, lower=lower, upper=upper, percentile=percent)

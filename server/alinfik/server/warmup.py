@@ -1,0 +1,106 @@
+"""Brings a bundle's model up: on its largest batch and its smallest, and as wide as is quickest.
+
+Comes in: a verified bundle and settings. Goes out: a model that has run, and how many batches to
+have in it at once. Knows nothing of samples and queues.
+
+Whether two batches on one core each are quicker than one batch on two depends on the model: small
+matrices leave cores idle, large ones do not. So it is measured, unless it is set.
+"""
+
+import os
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import structlog
+
+from alinfik.server.bundle import Bundle, BundleError, Precision
+from alinfik.server.device import Device, find_device
+from alinfik.server.encode import Encoded
+from alinfik.server.runtime import Runtime
+from alinfik.server.settings import ServerSettings
+
+# Throughput on a CPU is flat from about a thousand tokens a batch; a GPU wants many more in flight.
+BATCH_TOKENS: dict[Device, int] = {"cpu": 2048, "cuda": 32_768}
+# Long enough that a batch or ten end in it, short enough that a start is not felt.
+_MEASURE_SECONDS = 0.3
+# More batches at once mean that each takes longer: only for what shows beyond the noise.
+_WORTH = 1.1
+
+_log = structlog.get_logger()
+
+
+@dataclass(frozen=True)
+class Warm:
+    """A model that has run, and how to run it."""
+
+    runtime: Runtime
+    precision: Precision
+    workers: int
+    """Batches to have in it at once."""
+    batch_tokens: int
+    """Most tokens of one, padding included."""
+    tokens_per_second: float
+    """Of full batches, all workers together."""
+
+
+def warm_up(bundle: Bundle, settings: ServerSettings, last_id: int) -> Warm:
+    """Load the model and run it.
+
+    Args:
+        bundle: a verified bundle.
+        settings: precision, workers, threads and batch size; what is not set is chosen.
+        last_id: the tokenizer's last id, which shows whether the model knows every token.
+
+    Raises:
+        BundleError: it does not load, or fails on a batch.
+    """
+    device = find_device()
+    precision = settings.precision_on(device, quantised=bundle.quantised)
+    longest = bundle.manifest.encoding.token_limit
+    row = Encoded(np.full(longest, last_id), 0, truncated=False)
+    best: Warm | None = None
+    for workers, threads in _ways(settings, device):
+        # One copy of the weights serves all workers. Each brings its own thread into a run, and the
+        # rest is theirs in common.
+        runtime = Runtime(bundle, precision, device, 1 + workers * (threads - 1))
+        batch_tokens = settings.batch_tokens or BATCH_TOKENS[runtime.device]
+        batch = [row] * max(1, batch_tokens // longest)
+        try:
+            runtime.run([row])
+            speed = _tokens_per_second(runtime, batch, workers)
+        except Exception as error:
+            raise BundleError(f"{bundle.path} fails on its first batch: {error}") from error
+        if best is None or speed > _WORTH * best.tokens_per_second:
+            best = Warm(runtime, precision, workers, batch_tokens, speed)
+        _log.info("warmed up", workers=workers, threads=threads, tokens_per_second=round(speed))
+    assert best is not None, "there is always a way to run"  # noqa: S101
+    return best
+
+
+def _ways(settings: ServerSettings, device: Device) -> list[tuple[int, int]]:
+    """Workers and threads of each to try, fewest workers first."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    cores = cores or 1
+    workers, threads = settings.workers, settings.threads_per_worker
+    if workers or threads:
+        workers = workers or max(1, cores // (threads or 1))
+        return [(workers, threads or max(1, cores // workers))]
+    if device == "cuda":
+        # A second batch is copied and padded while the first one runs.
+        return [(1, cores), (2, cores)]
+    return [(workers, cores // workers) for workers in sorted({1, max(1, cores // 2), cores})]
+
+
+def _tokens_per_second(runtime: Runtime, batch: list[Encoded], workers: int) -> float:
+    """Run full batches, ``workers`` at a time, for a while; the first round is not counted."""
+    tokens = sum(map(len, batch))
+    rounds = 0
+    with ThreadPoolExecutor(workers) as pool:
+        list(pool.map(runtime.run, [batch] * workers))
+        begun = time.monotonic()
+        while (spent := time.monotonic() - begun) < _MEASURE_SECONDS:
+            list(pool.map(runtime.run, [batch] * workers))
+            rounds += 1
+    return rounds * workers * tokens / spent

@@ -1,0 +1,71 @@
+"""Puts a bundle that appears under the bundle root in service, where the server was told to.
+
+Comes in: a directory, looked at again and again. Goes out: its newest bundle, active in the
+registry, and the one before it gone. Knows nothing of how a bundle is verified and run.
+"""
+
+import asyncio
+from pathlib import Path
+
+import structlog
+
+from alinfik.server.bundle import MANIFEST, Bundle, BundleError, load_bundle
+from alinfik.server.registry import Registry
+
+_log = structlog.get_logger()
+
+
+class BundleWatch:
+    """Follows the newest bundle under a directory, by the time at which it was made.
+
+    Args:
+        registry: where to put it in service.
+        root: the directory; a bundle is a directory in it.
+        seconds: from one look to the next.
+    """
+
+    def __init__(self, registry: Registry, root: Path, seconds: float) -> None:
+        self._registry = registry
+        self._root = root
+        self._seconds = seconds
+        # Directories by the time at which their manifest was written: those seen already.
+        self._seen: dict[Path, int] = {}
+
+    async def run(self) -> None:
+        """Follow until cancelled; a bundle that does not load is logged once and left alone."""
+        while True:
+            await self.look()
+            await asyncio.sleep(self._seconds)
+
+    async def look(self) -> None:
+        """Look once."""
+        for bundle in await asyncio.to_thread(self._appeared):
+            with self._registry.use() as engine:
+                active = engine.bundle
+            if _made(bundle) <= _made(active):
+                continue
+            try:
+                await self._registry.load(bundle)
+            except BundleError as error:
+                _log.error("bundle refused, the active one stays", error=str(error))
+                continue
+            self._registry.activate(bundle.id)
+            await self._registry.unload(active.id)
+
+    def _appeared(self) -> list[Bundle]:
+        """The bundles that were not there at the last look, oldest first."""
+        appeared: list[Bundle] = []
+        for manifest in self._root.glob(f"*/{MANIFEST}"):
+            written = manifest.stat().st_mtime_ns
+            if self._seen.get(manifest.parent) == written:
+                continue
+            self._seen[manifest.parent] = written
+            try:
+                appeared.append(load_bundle(manifest.parent))
+            except BundleError as error:
+                _log.error("bundle refused, the active one stays", error=str(error))
+        return sorted(appeared, key=_made)
+
+
+def _made(bundle: Bundle) -> int:
+    return bundle.manifest.create_time.ToNanoseconds()

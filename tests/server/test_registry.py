@@ -1,0 +1,245 @@
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import grpc
+import numpy as np
+import pytest
+from prometheus_client import CollectorRegistry
+
+from alinfik.server.app import running
+from alinfik.server.bundle import load_bundle
+from alinfik.server.engine import NotRunningError, Priority
+from alinfik.server.errors import InUseError, NotFoundError
+from alinfik.server.metrics import Metrics
+from alinfik.server.registry import Registry
+from alinfik.server.settings import ServerSettings
+from alinfik.server.watch import BundleWatch
+from alinfik.v1 import (
+    ActivateBundleRequest,
+    ListBundlesRequest,
+    LoadBundleRequest,
+    Sample,
+    ScoreRequest,
+    UnloadBundleRequest,
+    Valuation,
+)
+from alinfik.v1.bundle_service_pb2_grpc import BundleServiceStub
+from alinfik.v1.valuation_service_pb2_grpc import ValuationServiceStub
+from tests.server.test_service import CLIPS, failure, fields
+from tests.tiny_bundle import expected_values, read_manifest, write_tiny_bundle
+
+HERE = {"listen": "127.0.0.1:0", "metrics": "127.0.0.1:0", "workers": 1}
+
+
+@asynccontextmanager
+async def registry_of(*bundles: Path) -> AsyncIterator[tuple[Registry, CollectorRegistry]]:
+    """A registry with these bundles, the first of them active."""
+    metrics = CollectorRegistry()
+    registry = Registry(ServerSettings(bundle=list(bundles), workers=1), Metrics(metrics))
+    for bundle in map(load_bundle, bundles):
+        await registry.load(bundle)
+    registry.activate(load_bundle(bundles[0]).id)
+    yield registry, metrics
+    await registry.stop()
+
+
+async def value(registry: Registry, sample: Sample = CLIPS, bundle_id: str = "") -> Valuation:
+    scored = await registry.score(
+        [sample], priority=Priority.INTERACTIVE, source="grpc", wait=False, bundle_id=bundle_id
+    )
+    (outcome,) = scored.outcomes
+    assert isinstance(outcome, Valuation)
+    return outcome
+
+
+@pytest.fixture(scope="module")
+def other_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_bundle(tmp_path_factory.mktemp("other") / "bundle", seed=1)
+
+
+def test_a_bundle_that_is_named_answers_and_the_active_one_else(
+    tiny_bundle: Path, other_bundle: Path
+) -> None:
+    one, other = (read_manifest(bundle).bundle_id for bundle in (tiny_bundle, other_bundle))
+
+    async def main() -> None:
+        async with registry_of(tiny_bundle, other_bundle) as (registry, _):
+            found = [await value(registry), await value(registry, bundle_id=other)]
+            registry.activate(other)
+            found += [await value(registry), await value(registry, bundle_id=one)]
+        assert [valuation.bundle_id for valuation in found] == [one, other, other, one]
+        for valuation, bundle in zip(found, [tiny_bundle, other_bundle] * 2, strict=False):
+            if valuation.bundle_id == read_manifest(bundle).bundle_id:
+                expected, _ = expected_values(bundle, CLIPS)
+                given = [target.value for target in valuation.values]
+                np.testing.assert_allclose(given, expected, rtol=1e-5, atol=1e-5)
+
+    asyncio.run(main())
+
+
+def test_a_bundle_goes_only_when_its_calls_are_over(slow_bundle: Path, tiny_bundle: Path) -> None:
+    slow, tiny = (read_manifest(bundle).bundle_id for bundle in (slow_bundle, tiny_bundle))
+
+    async def main() -> None:
+        async with registry_of(slow_bundle, tiny_bundle) as (registry, _):
+            with pytest.raises(InUseError, match="is the active one"):
+                await registry.unload(slow)
+            begun = [
+                asyncio.create_task(value(registry, Sample(completion=f"{n} clips")))
+                for n in range(3)
+            ]
+            await asyncio.sleep(0)
+            registry.activate(tiny)
+            leaving = asyncio.create_task(registry.unload(slow))
+            await asyncio.sleep(0)
+            with pytest.raises(NotFoundError, match="no bundle"):
+                await value(registry, bundle_id=slow)
+            assert not leaving.done()
+            assert {(await call).bundle_id for call in begun} == {slow}
+            await leaving
+            assert (await value(registry)).bundle_id == tiny
+
+    asyncio.run(main())
+
+
+def test_without_a_bundle_nothing_is_valued() -> None:
+    async def main() -> None:
+        registry = Registry(ServerSettings(bundle=Path("b")), Metrics(CollectorRegistry()))
+        with pytest.raises(NotRunningError):
+            await value(registry)
+
+    asyncio.run(main())
+
+
+def test_a_shadow_is_measured_and_never_given(tiny_bundle: Path, other_bundle: Path) -> None:
+    one, other = (read_manifest(bundle).bundle_id for bundle in (tiny_bundle, other_bundle))
+
+    async def main() -> None:
+        async with registry_of(tiny_bundle, other_bundle) as (registry, metrics):
+            with pytest.raises(InUseError):
+                registry.shadow(one)
+            registry.shadow(other)
+            summaries = {summary.bundle_id: summary for summary in registry.summaries()}
+            assert (summaries[one].active, summaries[one].shadow) == (True, False)
+            assert (summaries[other].active, summaries[other].shadow) == (False, True)
+            answered = await value(registry)
+            assert answered.bundle_id == one
+            compared = {"outcome": "compared"}
+            while metrics.get_sample_value("alinfik_shadow_samples_total", compared) != 1:
+                await asyncio.sleep(0.001)
+            shadowed = await value(registry, bundle_id=other)
+            for mine, theirs in zip(answered.values, shadowed.values, strict=True):
+                apart = metrics.get_sample_value(
+                    "alinfik_shadow_percentile_difference_sum", {"target": mine.target}
+                )
+                assert apart == pytest.approx(abs(mine.percentile - theirs.percentile), abs=1e-4)
+            given = metrics.get_sample_value("alinfik_value_count", {"target": "gsm8k"})
+            assert given == 2, "what the shadow said was counted as given"
+            registry.shadow("")
+            await value(registry)
+            assert registry.shadow_id == ""
+            assert metrics.get_sample_value("alinfik_shadow_samples_total", compared) == 1
+
+    asyncio.run(main())
+
+
+def test_administrators_change_bundles_under_load_and_no_call_notices(tmp_path: Path) -> None:
+    """Swaps, and loads that fail, while samples are valued; each by one bundle throughout."""
+    paths = [write_tiny_bundle(tmp_path / str(seed), seed=seed) for seed in range(3)]
+    (tmp_path / "broken").mkdir()
+    samples = [Sample(id=str(n), completion=f"She sold {n} clips") for n in range(20)]
+    expected = {
+        read_manifest(path).bundle_id: [expected_values(path, one)[0] for one in samples]
+        for path in paths
+    }
+    flags = HERE | {"cache_samples": 0, "bundle_root": tmp_path}
+
+    async def main() -> None:
+        async with (
+            running(ServerSettings(bundle=paths[0], **flags)) as server,
+            grpc.aio.insecure_channel(server.grpc) as channel,
+        ):
+            admin, stub = BundleServiceStub(channel), ValuationServiceStub(channel)
+            swapping = True
+            answers = 0
+
+            async def load() -> None:
+                nonlocal answers
+                while swapping:
+                    response = await stub.Score(ScoreRequest(samples=samples))
+                    (by,) = {result.valuation.bundle_id for result in response.results}
+                    given = [[v.value for v in r.valuation.values] for r in response.results]
+                    np.testing.assert_allclose(given, expected[by], rtol=1e-5, atol=1e-5)
+                    answers += 1
+
+            callers = [asyncio.create_task(load()) for _ in range(4)]
+            active = read_manifest(paths[0]).bundle_id
+            for turn in range(1, 21):
+                if turn % 4 == 0:
+                    status = await failure(admin.LoadBundle(LoadBundleRequest(directory="broken")))
+                    assert fields(status) == ["directory"]
+                    continue
+                loaded = await admin.LoadBundle(LoadBundleRequest(directory=str(turn % 3)))
+                following = loaded.bundle.bundle_id
+                if following == active:
+                    continue
+                said = await admin.ActivateBundle(ActivateBundleRequest(bundle_id=following))
+                assert said.active_bundle_id == following
+                await admin.UnloadBundle(UnloadBundleRequest(bundle_id=active))
+                active = following
+            swapping = False
+            await asyncio.gather(*callers)
+            assert answers > 20
+            (left,) = (await stub.ListBundles(ListBundlesRequest())).bundles
+            assert (left.bundle_id, left.active) == (active, True)
+
+    asyncio.run(main())
+
+
+def test_bundles_are_loaded_from_under_the_root_alone(tmp_path: Path, tiny_bundle: Path) -> None:
+    root = tmp_path / "root"
+    root.mkdir()
+    (root / "link").symlink_to(tiny_bundle)
+
+    async def main() -> None:
+        async with (
+            running(ServerSettings(bundle=tiny_bundle, bundle_root=root, **HERE)) as server,
+            grpc.aio.insecure_channel(server.grpc) as channel,
+        ):
+            admin = BundleServiceStub(channel)
+            for directory in ("link", "..", ".", "", "/etc", str(tiny_bundle), "a/../../b"):
+                status = await failure(admin.LoadBundle(LoadBundleRequest(directory=directory)))
+                assert fields(status) == ["directory"]
+                assert "under --bundle-root" in status.message
+            status = await failure(admin.LoadBundle(LoadBundleRequest(directory="absent")))
+            assert "no such directory" in status.message
+        async with (
+            running(ServerSettings(bundle=tiny_bundle, **HERE)) as server,
+            grpc.aio.insecure_channel(server.grpc) as channel,
+        ):
+            admin = BundleServiceStub(channel)
+            status = await failure(admin.LoadBundle(LoadBundleRequest(directory="x")))
+            assert status.code == grpc.StatusCode.FAILED_PRECONDITION.value[0]
+
+    asyncio.run(main())
+
+
+def test_a_watched_root_puts_its_newest_bundle_in_service(
+    tmp_path: Path, tiny_bundle: Path
+) -> None:
+    async def main() -> None:
+        async with registry_of(tiny_bundle) as (registry, _):
+            watch = BundleWatch(registry, tmp_path, 1.0)
+            write_tiny_bundle(tmp_path / "old", seed=1, made="2024-01-01T00:00:00Z")
+            await watch.look()
+            assert registry.active_id == read_manifest(tiny_bundle).bundle_id
+            new = write_tiny_bundle(tmp_path / "new", seed=2, made="2026-01-01T00:00:00Z")
+            newer = write_tiny_bundle(tmp_path / "newer", seed=3, made="2026-01-02T00:00:00Z")
+            (newer / "model.onnx").write_bytes(b"spoilt")
+            await watch.look()
+            assert registry.active_id == read_manifest(new).bundle_id
+            assert [one.bundle_id for one in registry.summaries()] == [registry.active_id]
+
+    asyncio.run(main())
