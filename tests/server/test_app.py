@@ -22,9 +22,9 @@ from grpc_status import rpc_status
 from prometheus_client import CollectorRegistry
 
 from alinfik.server.bundle import load_bundle
-from alinfik.server.engine import Engine
 from alinfik.server.front import SERVICE, Front
 from alinfik.server.metrics import Metrics
+from alinfik.server.registry import Registry
 from alinfik.server.settings import ServerSettings
 from alinfik.v1 import ListBundlesRequest, Sample, ScoreRequest, ScoreResponse
 from alinfik.v1.valuation_service_pb2_grpc import ValuationServiceStub
@@ -146,7 +146,8 @@ def test_health_is_not_serving_until_warm_and_again_while_draining(tiny_bundle: 
     async def main() -> None:
         settings = ServerSettings(bundle=tiny_bundle, listen="127.0.0.1:0")
         metrics = Metrics(CollectorRegistry())
-        front = Front(settings, metrics)
+        registry = Registry(settings, metrics)
+        front = Front(settings, registry, metrics)
         async with grpc.aio.insecure_channel(await front.listen()) as channel:
             health, stub = HealthStub(channel), ValuationServiceStub(channel)
             watch = health.Watch(HealthCheckRequest(service=SERVICE))
@@ -160,13 +161,16 @@ def test_health_is_not_serving_until_warm_and_again_while_draining(tiny_bundle: 
                 await stub.Score(ScoreRequest(samples=[CLIPS]))
             assert early.value.code() is grpc.StatusCode.UNAVAILABLE
             assert not (await stub.ListBundles(ListBundlesRequest())).bundles
-            async with Engine(load_bundle(tiny_bundle), settings, metrics) as engine:
-                await front.open(engine)
-                assert await said() == [HealthCheckResponse.SERVING] * 2
-                await stub.Score(ScoreRequest(samples=[CLIPS]))
-                closing = asyncio.create_task(front.close(5))
-                assert await said() == [HealthCheckResponse.NOT_SERVING] * 2
-                await closing
+            bundle = load_bundle(tiny_bundle)
+            await registry.load(bundle)
+            registry.activate(bundle.id)
+            await front.open()
+            assert await said() == [HealthCheckResponse.SERVING] * 2
+            await stub.Score(ScoreRequest(samples=[CLIPS]))
+            closing = asyncio.create_task(front.close(5))
+            assert await said() == [HealthCheckResponse.NOT_SERVING] * 2
+            await closing
+            await registry.stop()
 
     asyncio.run(main())
 

@@ -30,6 +30,9 @@ _MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 _BAG_WIDTH = 128
 _BAG_PAIRS = 1 << 15
 
+# A state of zeros has no direction.
+_LEAST_SQUARE = 1e-6
+
 # Trained weights move a tenth as far as fresh ones do.
 _TRAINED_RATE = 1e-4
 _FRESH_RATE = 1e-3
@@ -43,12 +46,14 @@ class Backbone(nn.Module):
         learning_rate: what its weights are trained at.
         multiplies: whether its time goes into matrix products, which 8 bits would quicken.
         informed: whether its states say much of a text before they are trained.
+        epochs: how long to train it unless told otherwise.
     """
 
     width: int
     learning_rate: float
     multiplies: bool
     informed: bool
+    epochs: int
 
 
 @dataclass(frozen=True)
@@ -60,16 +65,24 @@ class Reading:
 
 
 class Layers(Backbone):
-    """The first layers of a causal language model, and its final norm."""
+    """The first layers of a causal language model: its states after each third of them.
+
+    What a gradient says of a text is not all in one depth: shallow states tell kinds of text apart,
+    deeper ones what the model makes of them.
+    """
 
     learning_rate = _TRAINED_RATE
     multiplies = True
     informed = True
+    # A regression on so many states reads a few thousand labels as well as training does.
+    epochs = 0
 
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()
         self.model = _without_embedding_gradients(model)
-        self.width: int = model.config.hidden_size
+        layers: int = model.config.num_hidden_layers
+        self._depths = sorted({-(-layers // 3), -(-2 * layers // 3), layers})
+        self.width: int = len(self._depths) * model.config.hidden_size
 
     def forward(
         self,
@@ -77,10 +90,15 @@ class Layers(Backbone):
         attention_mask: Tensor,
         completion_mask: Tensor,  # noqa: ARG002 - a causal state knows where it stands by itself
     ) -> Tensor:
-        """Return states [B, T, D]."""
-        return self.model(
-            input_ids=input_ids, attention_mask=attention_mask, use_cache=False
-        ).last_hidden_state
+        """Return states [B, T, D], those of each depth of mean square 1."""
+        states = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            use_cache=False,
+            output_hidden_states=True,
+        ).hidden_states
+        chosen = [states[depth] for depth in self._depths]
+        return torch.cat([_normalised(one) for one in chosen], dim=-1)
 
 
 class EncoderStates(Backbone):
@@ -89,6 +107,7 @@ class EncoderStates(Backbone):
     learning_rate = _TRAINED_RATE
     multiplies = True
     informed = True
+    epochs = 6
 
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()
@@ -114,6 +133,7 @@ class Bag(Backbone):
     learning_rate = _FRESH_RATE
     multiplies = False
     informed = False
+    epochs = 6
 
     def __init__(self, vectors: Tensor) -> None:
         super().__init__()
@@ -169,6 +189,7 @@ def _first_layers(family: str, llm: str, count: int) -> PreTrainedModel:
     if count > len(layers):
         raise ModelError(f"{family}: the model has only {len(layers)} layers")
     del layers[count:]
+    model.config.num_hidden_layers = count
     return model
 
 
@@ -207,6 +228,10 @@ def _without_embedding_gradients(model: PreTrainedModel) -> PreTrainedModel:
         if isinstance(module, nn.Embedding):
             module.requires_grad_(requires_grad=False)
     return model
+
+
+def _normalised(states: Tensor) -> Tensor:
+    return states * torch.rsqrt(states.square().mean(dim=-1, keepdim=True) + _LEAST_SQUARE)
 
 
 def _reduced(vectors: Tensor, width: int) -> Tensor:

@@ -15,7 +15,7 @@ from alinfik.distill.labels import read_labels
 from alinfik.distill.measure import EvaluationError, measure, predict
 from alinfik.distill.report import write_report
 from alinfik.distill.settings import SETTINGS
-from alinfik.distill.splits import SplitBy, split
+from alinfik.distill.splits import SplitBy, known, split
 from alinfik.v1 import Metrics
 
 
@@ -54,7 +54,7 @@ def evaluate(bundle: Path, labels_directory: Path, report: Path) -> Metrics:
     held_out = labels.take(parts["held_out"])
     samples = encoder.encode(held_out.rows)
     predictions = predict(OnnxModel(bundle / MODEL), samples, manifest.encoding.pad_id)
-    metrics = measure(predictions, held_out, labels.take(parts["train"]))
+    metrics = measure(predictions, held_out, labels.take(known(parts)))
     metrics.export_error = manifest.metrics.export_error
     metrics.int8_spearman = manifest.metrics.int8_spearman
     manifest.metrics.CopyFrom(metrics)

@@ -23,6 +23,7 @@ from alinfik.distill.llm import choose_dtype
 from alinfik.distill.probe import fit_probes
 from alinfik.distill.proxy import Estimate, Proxy
 from alinfik.distill.ranks import spearman
+from alinfik.distill.splits import SplitBy
 from alinfik.distill.training_data import Training, token_targets
 
 Floats = NDArray[np.float64]
@@ -43,6 +44,7 @@ class Plan:
         batch_tokens: tokens a batch, padding included.
         pad_id: fills batches up.
         seed: of order and dropout.
+        split_by: what is left out of a regression as a whole to see how it does.
     """
 
     epochs: int
@@ -50,12 +52,26 @@ class Plan:
     batch_tokens: int
     pad_id: int
     seed: int
+    split_by: SplitBy
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What fitting came to.
+
+    Attributes:
+        scales: the scales that the proxy was trained on.
+        trained: whether an epoch of training beat the regressions that it started from.
+    """
+
+    scales: Scales
+    trained: bool
 
 
 def fit(
     proxy: Proxy, data: Training, validation: Training, plan: Plan, checkpoint: Checkpoint
-) -> Scales:
-    """Train ``proxy`` in place and return the scales that it was trained on.
+) -> Fitted:
+    """Train ``proxy`` in place.
 
     The loss is Huber's on the fitted scale, on samples and, at half weight, on tokens. Embeddings
     stay as they are: a few thousand samples touch a few of them. Training starts from regressions
@@ -95,7 +111,7 @@ def fit(
             )
     proxy.load_state_dict(best_weights)
     proxy.eval()
-    return run.scales
+    return Fitted(run.scales, trained=best_epoch >= 0 or not proxy.backbone.informed)
 
 
 class _Run:

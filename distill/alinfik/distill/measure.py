@@ -84,7 +84,7 @@ def measure(predictions: Predictions, labels: Labels, training: Labels) -> Metri
     Args:
         predictions: of N samples.
         labels: of the same samples.
-        training: what the model was trained on, and the TF-IDF baseline is.
+        training: what the model may have been fitted to, and the TF-IDF baseline is.
 
     Raises:
         EvaluationError: there are too few samples.

@@ -2,17 +2,24 @@
 
 Heads that start at random pull a trained backbone out of shape before they are of use (Kumar et
 al. 2022, arXiv 2202.10054): so they start where ridge regression puts them. With a few thousand
-labels that is most of what there is to learn. In: an untrained proxy and its training data. Out:
-the same proxy, which estimates as the regressions do.
+labels that is most of what there is to learn, and often all of it: then every label that is not
+held out can be used, since a regression says by leaving folds out how it does on what it has not
+seen. In: an untrained proxy and its training data. Out: the same proxy, which estimates as the
+regressions do. Knows nothing of splits.
 """
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, cast
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from alinfik.distill.batches import batched_by_length
-from alinfik.distill.calibrate import Scales
-from alinfik.distill.proxy import Proxy
+from alinfik.distill.calibrate import FittedScale, Scales
+from alinfik.distill.proxy import Estimate, Proxy
 from alinfik.distill.training_data import Training, token_targets
 
 _PENALTIES = np.logspace(0, 6, 13)
@@ -20,8 +27,9 @@ _PENALTIES = np.logspace(0, 6, 13)
 _TOKEN_PENALTY = 1e-3
 _BATCH_TOKENS = 2048
 
+Floats = NDArray[np.float64]
 
-@torch.no_grad()
+
 def fit_probes(proxy: Proxy, data: Training, scales: Scales, pad_id: int) -> None:
     """Set the proxy's probe and its token head by ridge regression.
 
@@ -31,33 +39,115 @@ def fit_probes(proxy: Proxy, data: Training, scales: Scales, pad_id: int) -> Non
         scales: the scales to estimate on.
         pad_id: fills batches up.
     """
-    from sklearn.linear_model import RidgeCV  # takes a second to load
+    read = _read(proxy, data, scales, pad_id)
+    _set_probe(proxy, _Ridge(read.probed, _fitted(scales.samples, data.labels)))
+    if read.tokens is not None:
+        solution = read.tokens.solve()
+        with torch.no_grad():
+            proxy.token_head.weight.copy_(solution[:-1].T)
+            proxy.token_head.bias.copy_(solution[-1])
 
+
+def cross_fit(
+    proxy: Proxy, data: Training, scale: FittedScale, folds: Sequence[int], pad_id: int
+) -> Estimate:
+    """Set the probe by all samples; return what it says of each when fitted without its fold.
+
+    Args:
+        proxy: untrained but for its probes, on any device.
+        data: N samples.
+        scale: the scale to estimate on.
+        folds: N, the number of each sample's fold.
+        pad_id: fills batches up.
+    """
+    read = _read(proxy, data, None, pad_id)
+    labels = _fitted(scale, data.labels)
+    whole = _Ridge(read.probed, labels)
+    _set_probe(proxy, whole)
+    estimates = np.empty_like(labels)
+    number = np.array(folds)
+    for fold in set(folds):
+        left_out = number == fold
+        rest = _Ridge(read.probed[~left_out], labels[~left_out], whole.penalty)
+        estimates[left_out] = rest.predict(read.probed[left_out])
+    return Estimate(torch.tensor(estimates).float(), torch.empty(0), read.features, read.lengths)
+
+
+@dataclass(frozen=True)
+class _Reading:
+    """What N samples come to."""
+
+    probed: Floats
+    """[N, P], what the probe is linear in."""
+    features: Tensor
+    """[N, D]"""
+    lengths: Tensor
+    """[N, 2]"""
+    tokens: "_Moments | None"
+
+
+@torch.no_grad()
+def _read(proxy: Proxy, data: Training, scales: Scales | None, pad_id: int) -> _Reading:
+    """Read all samples once; their tokens' values too, where ``scales`` has a scale for them."""
     device = next(proxy.parameters()).device
-    pooled = torch.zeros(len(data.samples), proxy.probe.in_features)
-    width = proxy.token_head.in_features
-    tokens = _Moments(width + 1, len(data.labels[0]), device)
+    count = len(data.samples)
+    probed = torch.zeros(count, proxy.probe.in_features)
+    features = torch.zeros(count, proxy.backbone.width)
+    lengths = torch.zeros(count, 2)
+    tokens = None
+    if scales and scales.tokens:
+        tokens = _Moments(proxy.token_head.in_features + 1, len(data.labels[0]), device)
     for batch in batched_by_length(data.samples, _BATCH_TOKENS, pad_id):
         here = batch.to(device)
         states = proxy.states(here.input_ids, here.attention_mask, here.completion_mask)
         found = proxy.pooled(states, here.attention_mask, here.completion_mask)
-        pooled[batch.indices] = found.probed.float().cpu()
-        if scales.tokens is not None:
+        probed[batch.indices] = found.probed.float().cpu()
+        features[batch.indices] = found.mean.float().cpu()
+        lengths[batch.indices] = found.lengths.float().cpu()
+        if tokens and scales and scales.tokens:
             mask, values = token_targets(data, batch)
-            of_tokens = states[mask.to(device)].float()
-            tokens.add(of_tokens, scales.tokens.fit(values.to(device)))
-    labels = scales.samples.fit(torch.tensor(data.labels, dtype=torch.float32, device=device))
-    centre, deviation = pooled.mean(dim=0), pooled.std(dim=0).clamp(min=1e-6)
-    standard = ((pooled - centre) / deviation).double().numpy()
-    for target, label in enumerate(labels.T.cpu().numpy()):
-        ridge = RidgeCV(_PENALTIES).fit(standard, label)
-        weight = torch.tensor(ridge.coef_).float() / deviation
-        proxy.probe.weight[target] = weight
-        proxy.probe.bias[target] = float(ridge.intercept_) - float(weight @ centre)
-    if scales.tokens is not None:
-        solution = tokens.solve()
-        proxy.token_head.weight.copy_(solution[:-1].T)
-        proxy.token_head.bias.copy_(solution[-1])
+            tokens.add(states[mask.to(device)].float(), scales.tokens.fit(values.to(device)))
+    return _Reading(probed.double().numpy(), features, lengths, tokens)
+
+
+def _fitted(scale: FittedScale, labels: Floats) -> Floats:
+    wanted = torch.tensor(labels, dtype=torch.float32, device=scale.knots.device)
+    return scale.fit(wanted).double().cpu().numpy()
+
+
+class _Ridge:
+    """A ridge regression of labels [N, K] on inputs [N, P], each input of variance 1.
+
+    ``penalty`` [K] is chosen by leaving one sample out, unless it is given.
+    """
+
+    def __init__(self, inputs: Floats, labels: Floats, penalty: Floats | None = None) -> None:
+        from sklearn.linear_model import Ridge, RidgeCV  # takes a second to load
+
+        self._centre, self._deviation = inputs.mean(axis=0), inputs.std(axis=0).clip(1e-6)
+        standard = (inputs - self._centre) / self._deviation
+        # Its types know one penalty for all.
+        ridge = cast(
+            "Any",
+            RidgeCV(_PENALTIES, alpha_per_target=True)
+            if penalty is None
+            else Ridge(cast("float", penalty)),
+        ).fit(standard, labels)
+        self.penalty: Floats = np.atleast_1d(ridge.alpha_ if penalty is None else penalty)
+        self.weight: Floats = np.atleast_2d(ridge.coef_) / self._deviation
+        """[K, P]"""
+        self.bias: Floats = ridge.intercept_ - self.weight @ self._centre
+        """[K]"""
+
+    def predict(self, inputs: Floats) -> Floats:
+        """Estimates [N, K]."""
+        return inputs @ self.weight.T + self.bias
+
+
+@torch.no_grad()
+def _set_probe(proxy: Proxy, ridge: _Ridge) -> None:
+    proxy.probe.weight.copy_(torch.tensor(ridge.weight))
+    proxy.probe.bias.copy_(torch.tensor(ridge.bias))
 
 
 class _Moments:

@@ -34,16 +34,35 @@ _PERMUTATIONS = 128
 
 def split(rows: Sequence[Row], by: SplitBy = "group") -> Parts:
     """Return where the rows of each part stand, in their order."""
-    key = [row.provider or row.group if by == "provider" else row.group for row in rows]
     parts: Parts = {"train": [], "validation": [], "calibration": [], "held_out": []}
+    for index, family in enumerate(family_names(rows, by)):
+        parts[part_of(family)].append(index)
+    return parts
+
+
+def folds(rows: Sequence[Row], by: SplitBy, count: int) -> list[int]:
+    """Return each row's fold, from 0 to ``count`` - 1; a family is in one fold."""
+    digests = (
+        hashlib.sha256(f"alinfik fold:{family}".encode()).digest()
+        for family in family_names(rows, by)
+    )
+    return [int.from_bytes(digest[:8], "big") % count for digest in digests]
+
+
+def known(parts: Parts) -> list[int]:
+    """Return where the rows that are not held out stand."""
+    return sorted(parts["train"] + parts["validation"] + parts["calibration"])
+
+
+def family_names(rows: Sequence[Row], by: SplitBy) -> list[str]:
+    """Return the name of each row's family, whatever the order of the rows."""
+    key = [row.provider or row.group if by == "provider" else row.group for row in rows]
     family = families(rows, key)
-    # A family is known by the first of its keys, whatever the order of the rows.
+    # The first of its keys.
     names: dict[int, str] = {}
     for index, number in enumerate(family):
         names[number] = min(names.get(number, key[index]), key[index])
-    for index, number in enumerate(family):
-        parts[part_of(names[number])].append(index)
-    return parts
+    return [names[number] for number in family]
 
 
 def part_of(family: str) -> Part:

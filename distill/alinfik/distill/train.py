@@ -28,7 +28,7 @@ from alinfik.distill.measure import Predictions, agreement, measure, predict
 from alinfik.distill.quantise import AGREEMENT_LIMIT, quantise
 from alinfik.distill.report import write_report
 from alinfik.distill.settings import SETTINGS
-from alinfik.distill.splits import Part, Parts, SplitBy, split
+from alinfik.distill.splits import Part, Parts, SplitBy, known, split
 from alinfik.distill.training_data import training_data
 from alinfik.v1 import BundleManifest
 
@@ -46,7 +46,7 @@ _PURPOSES: dict[Part, str] = {
 }
 
 Size = Literal["small", "medium", "large"]
-_BACKBONES: dict[Size, str] = {"small": "bag", "medium": "encoder", "large": "layers:6"}
+_BACKBONES: dict[Size, str] = {"small": "bag", "medium": "encoder", "large": "layers:18"}
 
 
 class TrainError(CommandError):
@@ -63,7 +63,7 @@ class Train(BaseSettings):
     size: Size = Field(
         default="large",
         description="how large a proxy: `small` is --backbone bag, to value tens of thousands of "
-        "samples a second; `medium` is encoder, quicker on a CPU than `large`, which is layers:6, "
+        "samples a second; `medium` is encoder, quicker on a CPU than `large`, which is layers:18, "
         "agrees best with the labels and is meant for a GPU or a patient CPU",
     )
     backbone: (
@@ -82,7 +82,13 @@ class Train(BaseSettings):
         description="what is trained on or held out as a whole: a `group` with its "
         "near-duplicates; or a `provider`, to see how the proxy does on one it does not know",
     )
-    epochs: int = Field(default=6, ge=1, description="passes over the training samples, at most")
+    epochs: int | None = Field(
+        default=None,
+        ge=0,
+        description="passes over the training samples, at most; by default 6 for bag and encoder, "
+        "and none for layers:N, which regressions alone fit as well; there, train where there are "
+        "tens of thousands of labels and a GPU",
+    )
     patience: int = Field(
         default=3,
         ge=1,
@@ -118,11 +124,12 @@ def train(settings: Train) -> None:
     source, llm = _llm(settings, labels)
     backbone, reading = build_backbone(_backbone(settings), source, llm)
     plan = Plan(
-        epochs=settings.epochs,
+        epochs=backbone.epochs if settings.epochs is None else settings.epochs,
         patience=settings.patience,
         batch_tokens=settings.batch_tokens,
         pad_id=reading.encoding.pad_id,
         seed=settings.seed,
+        split_by=settings.split_by,
     )
     data = training_data(labels, llm, reading)
     distilled = distil(backbone, reading, labels, data, parts, plan, _checkpoint(settings, labels))
@@ -172,7 +179,7 @@ def _write_bundle(
 
     predictions = predict(onnx, samples, pad_id)
     unseen, unseen_predictions = labels.take(held_out), predictions.take(held_out)
-    metrics = measure(unseen_predictions, unseen, labels.take(parts["train"]))
+    metrics = measure(unseen_predictions, unseen, labels.take(known(parts)))
     metrics.export_error = error
     if served.proxy.backbone.multiplies:
         unseen_samples = [samples[index] for index in held_out]

@@ -508,8 +508,8 @@ class TargetMetrics(_message.Message):
     coverage: _builtins.float
     """Share of held-out labels inside [lower, upper]; 0.9 is meant."""
     tfidf_spearman: _builtins.float
-    """Spearman of a ridge regression on TF-IDF of words and pairs of words, fitted to the labels that
-    the proxy was trained on: what the words alone give.
+    """Spearman of a ridge regression on TF-IDF of words and pairs of words, fitted to all labels that
+    are not held out: what the words alone give.
     """
     top_tenth_overlap: _builtins.float
     """Share of the tenth with the highest labels that is also in the tenth with the highest values."""
