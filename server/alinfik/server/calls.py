@@ -6,9 +6,9 @@ Knows nothing of what the methods do.
 
 import asyncio
 import uuid
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, TypeAlias
 
 import grpc
 import structlog
@@ -23,6 +23,10 @@ from alinfik.server.metrics import Metrics
 # Sent by a caller, or a proxy before us, to find the call in our log; else we make one up.
 REQUEST_ID = "x-request-id"
 _MAX_REQUEST_ID = 128
+
+# What interceptors deal with. Quoted, since grpc's classes take parameters in its stubs alone.
+Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any] | None"
+Continuation: TypeAlias = "Callable[[grpc.HandlerCallDetails], Awaitable[Handler]]"
 
 _log = structlog.get_logger()
 
@@ -67,6 +71,19 @@ class Calls:
                 self.in_flight -= 1
                 if not self.in_flight:
                     self._idle.set()
+
+    def refusal(self, method: str, error: Exception) -> Handler:
+        """What ends a call of ``method`` with ``error``, whatever its kind.
+
+        A stream's handler, since it may end before it has read anything: a request that is refused
+        for who sent it is not worth its memory.
+        """
+
+        async def refuse(_requests: Any, context: ServicerContext[Any, Any]) -> None:
+            async with self.call(method, context):
+                raise error
+
+        return grpc.stream_stream_rpc_method_handler(refuse)
 
     async def wait_idle(self) -> None:
         """Wait until no call is in flight."""

@@ -8,23 +8,9 @@ from collections.abc import Iterable, Sequence
 
 from alinfik.server.bundle import Bundle
 from alinfik.server.call import Outcome
-from alinfik.server.errors import InvalidRequestError, NotFoundError, Violation, invalid
+from alinfik.server.errors import NotFoundError, Violation, invalid
 from alinfik.server.rejection import Rejection, rejections
 from alinfik.v1 import Sample, ScoreRequest, ScoreResponse, ScoreResult
-
-
-def check_size(request: ScoreRequest, most: int) -> None:
-    """Refuse a request without samples or with more than ``most``.
-
-    Raises:
-        InvalidRequestError: it is one of these.
-    """
-    count = len(request.samples)
-    if not count:
-        raise InvalidRequestError([("samples", "is empty: at least one sample is needed")])
-    if count > most:
-        message = f"holds {count}: at most {most} a request are taken, so split it"
-        raise InvalidRequestError([("samples", message)])
 
 
 def sample_violations(request: ScoreRequest) -> dict[int, list[Violation]]:

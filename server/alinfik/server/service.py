@@ -17,9 +17,10 @@ from alinfik.server.bound import Bound
 from alinfik.server.calls import Calls
 from alinfik.server.engine import Engine, NotRunningError, Priority
 from alinfik.server.errors import InvalidRequestError, NotFoundError, status_of
+from alinfik.server.limits import Limits
 from alinfik.server.metrics import Metrics
 from alinfik.server.ordered import ClosedError, in_order
-from alinfik.server.requests import check_size, check_targets, response, sample_violations
+from alinfik.server.requests import check_targets, response, sample_violations
 from alinfik.server.settings import ServerSettings
 from alinfik.v1 import (
     BundleSummary,
@@ -38,15 +39,19 @@ class ValuationService(ValuationServiceServicer):
     """Values samples with the engines that have been put in service.
 
     Args:
-        settings: limits of requests and streams.
+        settings: the bound of a stream.
         metrics: where to count.
         calls: surrounds every call.
+        limits: the bounds of a request.
     """
 
-    def __init__(self, settings: ServerSettings, metrics: Metrics, calls: Calls) -> None:
+    def __init__(
+        self, settings: ServerSettings, metrics: Metrics, calls: Calls, limits: Limits
+    ) -> None:
         self._settings = settings
         self._metrics = metrics
         self._calls = calls
+        self._limits = limits
         self._engines: dict[str, Engine] = {}
         self._active = ""
         self._draining = asyncio.Event()
@@ -65,7 +70,7 @@ class ValuationService(ValuationServiceServicer):
     ) -> ScoreResponse:
         """Value a batch: all or nothing, unless the request asks for partial success."""
         async with self._calls.call("Score", context):
-            check_size(request, self._settings.max_samples_per_request)
+            self._limits.check_request(request)
             faults = sample_violations(request)
             if faults and not request.partial_success:
                 self._metrics.samples.labels("grpc", "rejected").inc(len(faults))
@@ -127,7 +132,7 @@ class ValuationService(ValuationServiceServicer):
     async def _answer(self, request: ScoreRequest) -> ScoreResponse:
         """One request of a stream. What would fail a call is said of each of its samples."""
         try:
-            check_size(request, self._settings.max_samples_per_request)
+            self._limits.check_request(request)
             return await self._score(request, Priority.STREAM, wait=True, deadline=None)
         except Exception as error:  # noqa: BLE001 - it ends one request and not the stream
             failed = ScoreResult(error=status_of(error))
