@@ -15,6 +15,7 @@ from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from grpc_health.v1.health_pb2_grpc import HealthStub
 from grpc_reflection.v1alpha.reflection_pb2 import ServerReflectionRequest
 from grpc_reflection.v1alpha.reflection_pb2_grpc import ServerReflectionStub
+from structlog.testing import capture_logs
 
 import alinfik.v1
 from alinfik.command import CommandError
@@ -34,6 +35,7 @@ from alinfik.v1 import (
 from alinfik.v1.bundle_service_pb2_grpc import BundleServiceStub
 from alinfik.v1.valuation_service_pb2_grpc import ValuationServiceStub
 from tests.server.test_service import detail, failure
+from tests.server_process import running_server
 
 REQUEST = ScoreRequest(samples=[Sample(completion="72 clips")])
 LOOPBACK = {"listen": "127.0.0.1:0", "metrics": "127.0.0.1:0"}
@@ -163,6 +165,22 @@ def test_without_a_token_or_with_nobodys_all_but_health_and_reflection_is_closed
     asyncio.run(main())
 
 
+def test_those_who_may_not_call_take_no_room(
+    tiny_bundle: Path, tmp_path: Path, tokens: dict[Role, str]
+) -> None:
+    async def main() -> None:
+        async with served(tiny_bundle, tokens=tmp_path / "tokens", max_calls=1) as caller:
+            stub = ValuationServiceStub(caller.channel)
+            calls = [stub.Score(REQUEST) for _ in range(50)]
+            codes = await asyncio.gather(*[call.code() for call in calls])
+            assert set(codes) == {grpc.StatusCode.UNAUTHENTICATED}
+            refused = caller.registry.get_sample_value("alinfik_refused_total", {"limit": "calls"})
+            assert refused == 0
+            await stub.Score(REQUEST, metadata=[("authorization", f"Bearer {tokens['score']}")])
+
+    asyncio.run(main())
+
+
 def test_a_large_request_by_nobody_hears_why(
     tiny_bundle: Path, tmp_path: Path, tokens: dict[Role, str]
 ) -> None:
@@ -201,6 +219,21 @@ def test_what_is_refused_is_counted_under_no_name_that_a_caller_made_up(
     asyncio.run(main())
 
 
+def test_the_log_says_whose_call_failed(
+    failing_bundle: Path, tmp_path: Path, tokens: dict[Role, str]
+) -> None:
+    with (
+        running_server(failing_bundle, "--tokens", str(tmp_path / "tokens")) as server,
+        grpc.insecure_channel(server.grpc) as channel,
+    ):
+        metadata = [("authorization", f"Bearer {tokens['score']}")]
+        call = ValuationServiceStub(channel).Score.future(REQUEST, metadata=metadata)
+        assert call.code() is grpc.StatusCode.INTERNAL
+    log = "".join(server.log)
+    assert '"caller": "the-score"' in log
+    assert not any(token in log for token in tokens.values())
+
+
 def test_tokens_come_and_go_while_serving(
     tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -236,9 +269,13 @@ def test_the_network_is_not_let_in_by_mistake(host: str) -> None:
     with pytest.raises(CommandError, match="opens the server to the network with neither") as told:
         check_exposure(settings())
     assert "--allow-insecure" in str(told.value)
-    check_exposure(settings(allow_insecure=True))
-    check_exposure(settings(tokens=Path("t")))
-    check_exposure(settings(tls_certificate=Path("c"), tls_key=Path("k")))
+    with capture_logs() as warned:
+        check_exposure(settings(tokens=Path("t")))
+    assert "tokens cross the network unencrypted" in warned[0]["event"]
+    with capture_logs() as warned:
+        check_exposure(settings(allow_insecure=True))
+        check_exposure(settings(tls_certificate=Path("c"), tls_key=Path("k"), tokens=Path("t")))
+    assert warned == []
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.1.2.3", "[::1]", "localhost"])

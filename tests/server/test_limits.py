@@ -15,6 +15,7 @@ from alinfik.server.app import Running
 from alinfik.server.limits import LIMITS
 from alinfik.server.settings import ServerSettings
 from alinfik.v1 import ListBundlesRequest, Sample, ScoreRequest, ScoreResponse
+from alinfik.v1.valuation_service_pb2_grpc import ValuationServiceStub
 from tests.server.test_service import detail, failure, fields, served
 
 CLIPS = Sample(completion="72 clips")
@@ -139,6 +140,26 @@ def test_callers_who_leave_at_any_moment_take_no_room_with_them(tiny_bundle: Pat
                 await asyncio.gather(*[succeeds(stub.Score(REQUEST)) for _ in range(16)])
             ):
                 pass
+
+    asyncio.run(main())
+
+
+def test_a_client_that_pings_without_pause_is_sent_away(tiny_bundle: Path) -> None:
+    restless = [("grpc.keepalive_time_ms", 200), ("grpc.http2.max_pings_without_data", 0)]
+
+    async def main() -> None:
+        async with (
+            served(tiny_bundle) as (server, stub),
+            grpc.aio.insecure_channel(server.grpc, options=restless) as channel,
+        ):
+            quiet, idle = stub.ScoreStream(), ValuationServiceStub(channel).ScoreStream()
+            for stream in (quiet, idle):
+                await stream.write(REQUEST)
+                await stream.read()
+            assert await idle.code() is grpc.StatusCode.UNAVAILABLE
+            assert "Too many pings" in await idle.details()
+            await quiet.write(REQUEST)
+            assert (await quiet.read()).results
 
     asyncio.run(main())
 

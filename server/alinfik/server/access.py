@@ -8,6 +8,7 @@ from collections.abc import Collection
 from typing import Literal
 
 import grpc
+import structlog
 from grpc.aio import ServerInterceptor
 from grpc_health.v1.health import SERVICE_NAME as HEALTH
 from grpc_reflection.v1alpha.reflection import SERVICE_NAME as REFLECTION
@@ -24,7 +25,7 @@ from alinfik.v1 import bundle_service_pb2, valuation_service_pb2
 _VALUATIONS = valuation_service_pb2.DESCRIPTOR.services_by_name["ValuationService"]
 _BUNDLES = bundle_service_pb2.DESCRIPTOR.services_by_name["BundleService"]
 
-# What a caller needs for a service, or for one method of it.
+# What a caller needs for a service, or for one method of it. Nothing else is served.
 NEEDED: dict[str, Role | Literal["nothing"]] = {
     HEALTH: "nothing",
     REFLECTION: "nothing",
@@ -40,6 +41,8 @@ _METHODS = {
     for method in service.methods
 }
 _BEARER = "bearer"
+
+_log = structlog.get_logger()
 
 
 class Access(ServerInterceptor):
@@ -62,20 +65,17 @@ class Access(ServerInterceptor):
         handler_call_details: grpc.HandlerCallDetails,
     ) -> Handler:
         """Hand the call on, or what refuses it."""
-        handler = await continuation(handler_call_details)
         method = handler_call_details.method.removeprefix("/")
-        service = method.partition("/")[0]
-        if handler is None and service not in NEEDED:
-            # Clients find out by UNIMPLEMENTED which version of reflection there is.
+        needed = NEEDED.get(method) or NEEDED.get(method.partition("/")[0])
+        if needed is None:
+            # UNIMPLEMENTED, served or not: what the table does not know is closed.
             return None
-        # A service that the table does not know is closed.
-        needed = NEEDED.get(method) or NEEDED.get(service, "admin")
         try:
             if needed != "nothing":
                 self._check(needed, handler_call_details)
         except (UnauthenticatedError, PermissionDeniedError) as error:
             return self._calls.refusal(_METHODS.get(method, "unknown"), error)
-        return handler
+        return await continuation(handler_call_details)
 
     def _check(self, needed: Role, call: grpc.HandlerCallDetails) -> None:
         if self._tokens is None:
@@ -118,17 +118,23 @@ def make_access(settings: ServerSettings, calls: Calls) -> Access:
 
 
 def check_exposure(settings: ServerSettings) -> None:
-    """Refuse to be open to the network by mistake.
+    """Refuse to be open to the network by mistake; warn of tokens that can be read on the way.
 
     Raises:
         CommandError: --listen is not of this machine alone, and nothing protects it.
     """
-    protected = settings.tls_certificate or settings.tokens or settings.allow_insecure
-    if not protected and not is_loopback(settings.listen):
+    if settings.tls_certificate or settings.allow_insecure or is_loopback(settings.listen):
+        return
+    if not settings.tokens:
         raise CommandError(
             f"--listen {settings.listen} opens the server to the network with neither TLS nor "
             "tokens; give --tls-certificate and --tls-key, or --tokens, or say --allow-insecure"
         )
+    _log.warning(
+        "tokens cross the network unencrypted; give --tls-certificate and --tls-key, or say "
+        "--allow-insecure where a proxy encrypts",
+        listen=settings.listen,
+    )
 
 
 def _token(call: grpc.HandlerCallDetails) -> str | None:
