@@ -1,5 +1,7 @@
 # The server, without torch: docker build -t alinfik-server .
-# Run: docker run -v BUNDLE:/bundle:ro -p 127.0.0.1:50051:50051 alinfik-server
+# Run: docker run -v BUNDLE:/bundle:ro -p 127.0.0.1:50051:50051 -e ALINFIK_ALLOW_INSECURE=true alinfik-server
+# ALINFIK_ALLOW_INSECURE because that port is on loopback; for any other, give it TLS and tokens
+# (docs/security.md), without which the server refuses to listen on a container's address.
 
 FROM python:3.11.13-slim-bookworm AS build
 WORKDIR /src

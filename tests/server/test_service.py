@@ -91,7 +91,7 @@ def test_only_the_targets_asked_for_come_back(tiny_bundle: Path) -> None:
 
 def test_every_violation_of_a_request_is_named_by_its_path(tiny_bundle: Path) -> None:
     async def main() -> None:
-        async with served(tiny_bundle) as (server, stub):
+        async with served(tiny_bundle) as (_, stub):
             worst = Sample(id=LONG, provider=LONG)
             status = await failure(stub.Score(ScoreRequest(samples=[CLIPS, BLANK, worst])))
             assert fields(status) == [

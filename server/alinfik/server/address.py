@@ -6,6 +6,7 @@ of gRPC and HTTP.
 
 import errno
 import socket
+from ipaddress import ip_address
 
 from alinfik.command import CommandError
 
@@ -53,6 +54,19 @@ def check_listenable(address: str, flag: str) -> None:
         raise CommandError(f"{flag} {address}: no such host ({error.strerror})") from error
     except OSError as error:
         raise CommandError(f"{flag} {address}: {_mend(error, flag)}") from error
+
+
+def is_loopback(address: str) -> bool:
+    """Whether nobody but this machine can reach ``address``, by all that its host resolves to.
+
+    Raises:
+        OSError: no name resolves; see ``check_listenable``.
+    """
+    host, port = parse_address(address)
+    return all(
+        ip_address(found[4][0]).is_loopback
+        for found in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    )
 
 
 def _mend(error: OSError, flag: str) -> str:

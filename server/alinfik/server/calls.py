@@ -6,9 +6,9 @@ Knows nothing of what the methods do.
 
 import asyncio
 import uuid
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, TypeAlias
 
 import grpc
 import structlog
@@ -24,6 +24,10 @@ from alinfik.server.metrics import Metrics
 # back with the status, so that a caller can tell us which call failed.
 REQUEST_ID = "x-request-id"
 _MAX_REQUEST_ID = 128
+
+# What interceptors deal with. Quoted, since grpc's classes take parameters in its stubs alone.
+Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any] | None"
+Continuation: TypeAlias = "Callable[[grpc.HandlerCallDetails], Awaitable[Handler]]"
 
 _log = structlog.get_logger()
 
@@ -71,6 +75,19 @@ class Calls:
                 if not self.in_flight:
                     self._idle.set()
 
+    def refusal(self, method: str, error: Exception) -> Handler:
+        """What ends a call of ``method`` with ``error``, whatever its kind.
+
+        A stream's handler, since it may end before it has read anything: a request that is refused
+        for who sent it is not worth its memory.
+        """
+
+        async def refuse(_requests: Any, context: ServicerContext[Any, Any]) -> None:
+            async with self.call(method, context):
+                raise error
+
+        return grpc.stream_stream_rpc_method_handler(refuse)
+
     async def wait_idle(self) -> None:
         """Wait until no call is in flight."""
         await self._idle.wait()
@@ -80,5 +97,6 @@ def _request_id(context: ServicerContext[Any, Any]) -> str:
     for key, value in context.invocation_metadata() or ():
         if key == REQUEST_ID:
             # As a header, a text that is no header would end the call without a status.
-            return "".join(filter(str.isprintable, str(value)))[:_MAX_REQUEST_ID]
+            text = str(value).encode("ascii", "ignore").decode()
+            return "".join(filter(str.isprintable, text))[:_MAX_REQUEST_ID]
     return uuid.uuid4().hex

@@ -13,7 +13,7 @@ import uuid
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from typing import NamedTuple, Self
+from typing import Literal, NamedTuple, Self
 
 import structlog
 
@@ -52,6 +52,8 @@ _PROBES = (
     Sample(completion="The ship left the harbour at dawn and was never seen again."),
     Sample(prompt="Add two numbers.", completion="def add(a, b):\n    return a + b"),
 )
+
+_Limit = Literal["queue_samples", "queue_tokens"]
 
 _log = structlog.get_logger()
 
@@ -227,13 +229,13 @@ class Engine:
         with ExitStack() as undo:
             # Room for the samples before they are tokenised, so that the tokenizer's own queue is
             # bounded too; room for their tokens once these are counted.
-            await self._admit(self._samples[priority], len(wanted), wait)
+            await self._admit("queue_samples", priority, len(wanted), wait)
             undo.callback(self._samples[priority].release, len(wanted))
             call.clock.admitted = time.monotonic()
             loop = asyncio.get_running_loop()
             encoded = await loop.run_in_executor(self._tokenising, self._encode, wanted)
             call.clock.tokenised = time.monotonic()
-            await self._admit(self._tokens[priority], sum(map(len, encoded)), wait)
+            await self._admit("queue_tokens", priority, sum(map(len, encoded)), wait)
             undo.pop_all()
         for (place, key), row in zip(unknown.items(), encoded, strict=True):
             self._enqueue(call, place, Job(key, row, priority, priority))
@@ -266,10 +268,12 @@ class Engine:
         with self._metrics.tokenise_seconds.time():
             return self._encoder.encode(samples)
 
-    async def _admit(self, bound: Bound, units: int, wait: bool) -> None:
+    async def _admit(self, limit: _Limit, priority: Priority, units: int, wait: bool) -> None:
+        bound = (self._samples if limit == "queue_samples" else self._tokens)[priority]
         if wait:
             await bound.acquire(units)
         elif not bound.try_acquire(units):
+            self._metrics.refused.labels(limit).inc()
             least, most = _RETRY_SECONDS
             queued = sum(held.held for held in self._tokens.values())
             raise QueueFull(min(max(queued / self._tokens_per_second, least), most))

@@ -6,7 +6,9 @@ details, which ends a call or stands in one sample's ``ScoreResult.error``. Neve
     InvalidRequestError, Rejection   INVALID_ARGUMENT    BadRequest: every bad field
     NotFoundError                    NOT_FOUND           ResourceInfo
     NotExplainableError, InUseError  FAILED_PRECONDITION PreconditionFailure
-    QueueFull                        RESOURCE_EXHAUSTED  RetryInfo
+    QueueFull, LimitError            RESOURCE_EXHAUSTED  RetryInfo
+    UnauthenticatedError             UNAUTHENTICATED     ErrorInfo
+    PermissionDeniedError            PERMISSION_DENIED   ErrorInfo with the role that is needed
     TimeoutError                     DEADLINE_EXCEEDED
     NotRunningError                  UNAVAILABLE         RetryInfo
     ModelError                       INTERNAL            ErrorInfo with the error id
@@ -25,7 +27,9 @@ from google.rpc.code_pb2 import (
     INTERNAL,
     INVALID_ARGUMENT,
     NOT_FOUND,
+    PERMISSION_DENIED,
     RESOURCE_EXHAUSTED,
+    UNAUTHENTICATED,
     UNAVAILABLE,
 )
 from google.rpc.error_details_pb2 import (
@@ -40,8 +44,11 @@ from google.rpc.status_pb2 import Status
 from alinfik.server.engine import ModelError, NotRunningError, QueueFull
 from alinfik.server.explainer import NotExplainableError
 
-# Long enough for a warm-up or for another replica to take over, short enough not to be noticed.
-_UNAVAILABLE_RETRY_SECONDS = 1.0
+# Long enough for a warm-up, for another replica to take over, or for some call to end; short enough
+# not to be noticed.
+_RETRY_SECONDS = 1.0
+# Of every ErrorInfo's reason.
+_DOMAIN = "alinfik.v1"
 # Violations told in the message; the details have them all.
 _TOLD = 3
 
@@ -72,6 +79,22 @@ class InUseError(Exception):
     """What is asked for cannot be while something is as it is; the message says what."""
 
 
+class LimitError(Exception):
+    """As much is under way as a bound allows; a later call may get through."""
+
+
+class UnauthenticatedError(Exception):
+    """A call without a token, or with one that nobody has."""
+
+
+class PermissionDeniedError(Exception):
+    """A call that needs ``role``, by someone who has not got it."""
+
+    def __init__(self, message: str, role: str) -> None:
+        super().__init__(message)
+        self.role = role
+
+
 def status_of(error: Exception) -> Status:
     """The status that ``error`` means. A defect is logged, under the id that the status carries."""
     match error:
@@ -89,11 +112,19 @@ def status_of(error: Exception) -> Status:
             seconds = error.retry_after_seconds
             message = f"the queue is full; try again in {seconds:.2g} s"
             return _status(RESOURCE_EXHAUSTED, message, _retry(seconds))
+        case LimitError():
+            return _status(RESOURCE_EXHAUSTED, str(error), _retry(_RETRY_SECONDS))
+        case UnauthenticatedError():
+            info = ErrorInfo(reason="TOKEN_NEEDED", domain=_DOMAIN)
+            return _status(UNAUTHENTICATED, str(error), info)
+        case PermissionDeniedError():
+            info = ErrorInfo(reason="ROLE_NEEDED", domain=_DOMAIN, metadata={"role": error.role})
+            return _status(PERMISSION_DENIED, str(error), info)
         case TimeoutError():
             message = "the deadline passed before all samples were valued"
             return _status(DEADLINE_EXCEEDED, message)
         case NotRunningError():
-            retry = _retry(_UNAVAILABLE_RETRY_SECONDS)
+            retry = _retry(_RETRY_SECONDS)
             return _status(UNAVAILABLE, str(error), retry)
         case ModelError():
             return _internal(str(error), "MODEL_FAILED", error.error_id)
@@ -117,7 +148,7 @@ def invalid(found: Sequence[Violation]) -> Status:
 
 
 def _internal(message: str, reason: str, error_id: str) -> Status:
-    info = ErrorInfo(reason=reason, domain="alinfik.v1", metadata={"error_id": error_id})
+    info = ErrorInfo(reason=reason, domain=_DOMAIN, metadata={"error_id": error_id})
     return _status(INTERNAL, message, info)
 
 

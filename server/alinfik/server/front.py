@@ -17,13 +17,17 @@ from grpc_health.v1.health_pb2_grpc import (
 from grpc_reflection.v1alpha import reflection
 
 from alinfik.command import CommandError
+from alinfik.server.access import check_exposure, make_access
 from alinfik.server.address import check_listenable, join_address, parse_address
 from alinfik.server.bundle_service import BundleService
 from alinfik.server.calls import Calls
+from alinfik.server.decode import Decode
+from alinfik.server.limits import Limits
 from alinfik.server.metrics import Metrics
 from alinfik.server.registry import Registry
 from alinfik.server.service import ValuationService
 from alinfik.server.settings import ServerSettings
+from alinfik.server.tls import server_credentials
 from alinfik.v1 import bundle_service_pb2, valuation_service_pb2
 from alinfik.v1.bundle_service_pb2_grpc import add_BundleServiceServicer_to_server
 from alinfik.v1.valuation_service_pb2_grpc import add_ValuationServiceServicer_to_server
@@ -34,37 +38,60 @@ ADMIN_SERVICE = bundle_service_pb2.DESCRIPTOR.services_by_name["BundleService"].
 # The watchers would stay for ever, so they are not waited for.
 _PARTING_SECONDS = 0.5
 
+# Of a connection. Pings find peers that died silently, and callers need theirs lest a proxy closes
+# an idle stream; to ping more often than every ten seconds gains nothing, and ends the connection
+# at the third time. A handshake that takes longer than that is somebody holding a socket.
+_CONNECTION = (
+    ("grpc.keepalive_time_ms", 120_000),
+    ("grpc.keepalive_timeout_ms", 20_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+    ("grpc.http2.max_ping_strikes", 2),
+    ("grpc.server_handshake_timeout_ms", 10_000),
+)
+
 _log = structlog.get_logger()
 
 
 class Front:
-    """A gRPC server with the standard services beside ours."""
+    """A gRPC server with the standard services beside ours.
+
+    Raises:
+        CommandError: the files of TLS or of tokens do not load.
+    """
 
     def __init__(self, settings: ServerSettings, registry: Registry, metrics: Metrics) -> None:
         self._settings = settings
         self._ready = metrics.ready
+        self._credentials = server_credentials(settings)
         self._calls = Calls(metrics)
-        self._service = ValuationService(settings, registry, metrics, self._calls)
+        limits = Limits(settings, metrics, self._calls)
+        self._service = ValuationService(settings, registry, metrics, self._calls, limits)
         self._admin = BundleService(registry, settings.bundle_root, self._calls)
         # The package ships no types.
         self._health: Any = cast("Any", health).aio.HealthServicer()
         self._server = grpc.aio.server(
+            # In this order: who may not call takes no room, and what finds none is not parsed.
+            interceptors=[make_access(settings, self._calls), limits, Decode(self._calls)],
             options=[
+                *_CONNECTION,
                 # gRPC's default lets a second server share the port in silence.
                 ("grpc.so_reuseport", 0),
                 ("grpc.max_receive_message_length", settings.max_message_bytes),
                 ("grpc.max_send_message_length", -1),
-            ]
+            ],
         )
 
     async def listen(self) -> str:
         """Start to answer, with UNAVAILABLE for now; returns the address with its real port.
 
         Raises:
-            CommandError: the address cannot be listened on.
+            CommandError: the address cannot be listened on, or is the network's and nothing
+                protects it.
         """
         address = self._settings.listen
         check_listenable(address, "--listen")
+        check_exposure(self._settings)
         add_ValuationServiceServicer_to_server(self._service, self._server)
         add_BundleServiceServicer_to_server(self._admin, self._server)
         add_HealthServicer_to_server(self._health, self._server)
@@ -73,7 +100,11 @@ class Front:
         )
         await self._say(HealthCheckResponse.NOT_SERVING)
         try:
-            port = self._server.add_insecure_port(address)
+            port = (
+                self._server.add_secure_port(address, self._credentials)
+                if self._credentials
+                else self._server.add_insecure_port(address)
+            )
         except RuntimeError as error:
             raise CommandError(f"--listen {address}: cannot listen ({error})") from error
         await self._server.start()

@@ -41,6 +41,15 @@ class Metrics:
             buckets=_SECONDS,
             registry=registry,
         )
+        self.limit = Gauge(
+            "alinfik_limit", "What each bound is set to.", ["limit"], registry=registry
+        )
+        self.refused = Counter(
+            "alinfik_refused",
+            "Requests, calls and streams turned away, by the bound that they were past.",
+            ["limit"],
+            registry=registry,
+        )
 
         # Engine
         self.samples = Counter(

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 
 from alinfik.server.call import Outcome
 from alinfik.server.engine import Scored
-from alinfik.server.errors import InvalidRequestError, Violation, invalid
+from alinfik.server.errors import Violation, invalid
 from alinfik.server.rejection import Rejection, rejections
 from alinfik.v1 import (
     ExplainRequest,
@@ -19,20 +19,6 @@ from alinfik.v1 import (
     ScoreResponse,
     ScoreResult,
 )
-
-
-def check_size(request: ScoreRequest | ExplainRequest, most: int) -> None:
-    """Refuse a request without samples or with more than ``most``.
-
-    Raises:
-        InvalidRequestError: it is one of these.
-    """
-    count = len(request.samples)
-    if not count:
-        raise InvalidRequestError([("samples", "is empty: at least one sample is needed")])
-    if count > most:
-        message = f"holds {count}: at most {most} a request are taken, so split it"
-        raise InvalidRequestError([("samples", message)])
 
 
 def sample_violations(request: ScoreRequest | ExplainRequest) -> dict[int, list[Violation]]:

@@ -17,10 +17,11 @@ from alinfik.server.bound import Bound
 from alinfik.server.calls import Calls
 from alinfik.server.engine import NotRunningError, Priority
 from alinfik.server.errors import InvalidRequestError, status_of
+from alinfik.server.limits import Limits
 from alinfik.server.metrics import Metrics
 from alinfik.server.ordered import ClosedError, in_order
 from alinfik.server.registry import Registry
-from alinfik.server.requests import check_size, explanations, response, sample_violations
+from alinfik.server.requests import explanations, response, sample_violations
 from alinfik.server.settings import ServerSettings
 from alinfik.v1 import (
     ExplainRequest,
@@ -40,19 +41,26 @@ class ValuationService(ValuationServiceServicer):
     """Values samples with the bundles of a registry.
 
     Args:
-        settings: limits of requests and streams.
+        settings: the bound of a stream.
         registry: values the samples.
         metrics: where to count.
         calls: surrounds every call.
+        limits: the bounds of a request.
     """
 
     def __init__(
-        self, settings: ServerSettings, registry: Registry, metrics: Metrics, calls: Calls
+        self,
+        settings: ServerSettings,
+        registry: Registry,
+        metrics: Metrics,
+        calls: Calls,
+        limits: Limits,
     ) -> None:
         self._settings = settings
         self._registry = registry
         self._metrics = metrics
         self._calls = calls
+        self._limits = limits
         self._draining = asyncio.Event()
 
     def drain(self) -> None:
@@ -64,7 +72,7 @@ class ValuationService(ValuationServiceServicer):
     ) -> ScoreResponse:
         """Value a batch: all or nothing, unless the request asks for partial success."""
         async with self._calls.call("Score", context):
-            check_size(request, self._settings.max_samples_per_request)
+            self._limits.check_request(request)
             faults = sample_violations(request)
             if faults and not request.partial_success:
                 self._metrics.samples.labels("grpc", "rejected").inc(len(faults))
@@ -97,7 +105,7 @@ class ValuationService(ValuationServiceServicer):
     ) -> ExplainResponse:
         """Token values of each sample: all or none."""
         async with self._calls.call("Explain", context):
-            check_size(request, self._settings.max_explained_samples)
+            self._limits.check_request(request)
             if faults := sample_violations(request):
                 raise InvalidRequestError([fault for place in faults.values() for fault in place])
             async with asyncio.timeout_at(_deadline(context)):
@@ -130,7 +138,7 @@ class ValuationService(ValuationServiceServicer):
     async def _answer(self, request: ScoreRequest) -> ScoreResponse:
         """One request of a stream. What would fail a call is said of each of its samples."""
         try:
-            check_size(request, self._settings.max_samples_per_request)
+            self._limits.check_request(request)
             return await self._score(request, Priority.STREAM, wait=True, deadline=None)
         except Exception as error:  # noqa: BLE001 - it ends one request and not the stream
             failed = ScoreResult(error=status_of(error))

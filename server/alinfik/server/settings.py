@@ -17,7 +17,7 @@ from pydantic import (
     PositiveInt,
     model_validator,
 )
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic_settings import BaseSettings, CliImplicitFlag, NoDecode, SettingsConfigDict
 
 from alinfik.server.address import parse_address
 from alinfik.server.bundle import Precision
@@ -74,13 +74,41 @@ class ServerSettings(BaseSettings):
 
     listen: Address = Field(
         "127.0.0.1:50051",
-        description="HOST:PORT for gRPC; port 0 takes a free one. 0.0.0.0 opens it to the network: "
-        "there is no encryption and no authentication, so do that behind a proxy that has both.",
+        description="HOST:PORT for gRPC; port 0 takes a free one. 0.0.0.0 opens it to the network, "
+        "for which --tls-certificate or --tokens is needed, or --allow-insecure.",
     )
     metrics: Address = Field(
         "127.0.0.1:9464",
         description="HOST:PORT for Prometheus to scrape at /metrics. Change it when Prometheus "
         "runs on another machine.",
+    )
+
+    tls_certificate: Path | None = Field(
+        None,
+        description="PEM file of the server's certificate, those between it and the CA after it: "
+        "gRPC is then encrypted. It and the two below are read again when they change.",
+    )
+    tls_key: Path | None = Field(
+        None, description="PEM file of the certificate's private key, not encrypted."
+    )
+    tls_client_ca: Path | None = Field(
+        None,
+        description="PEM file of CAs. Only clients with a certificate of one of them may connect.",
+    )
+    tokens: Path | None = Field(
+        None,
+        description="File of hashed tokens, as `alinfik-server token` prints its lines. Callers "
+        "then need one; without, anyone who reaches the port may have samples valued.",
+    )
+    open_admin: CliImplicitFlag[bool] = Field(
+        False,
+        description="Let anyone who reaches the port load and switch bundles, where there are no "
+        "--tokens. For a machine of one's own.",
+    )
+    allow_insecure: CliImplicitFlag[bool] = Field(
+        False,
+        description="Listen beyond this machine with neither TLS nor tokens. Behind a proxy that "
+        "has both, or in a container whose port is published on loopback.",
     )
 
     kafka_bootstrap: str = Field(
@@ -143,8 +171,25 @@ class ServerSettings(BaseSettings):
     max_samples_per_request: PositiveInt = Field(
         1024, description="Most samples of one request. Raise it together with --max-message-bytes."
     )
+    max_request_bytes: PositiveInt = Field(
+        8 * 1024 * 1024,
+        description="Most bytes of one request's message. Past it the caller is told to split the "
+        "request, as long as the message is not too large to be read at all.",
+    )
     max_message_bytes: PositiveInt = Field(
-        16 * 1024 * 1024, description="Largest gRPC message taken, in bytes."
+        16 * 1024 * 1024,
+        description="Largest gRPC message that is read, in bytes. Raise it together with "
+        "--max-request-bytes.",
+    )
+    max_calls: PositiveInt = Field(
+        2048,
+        description="Most calls under way at once, streams among them; further ones fail with "
+        "RESOURCE_EXHAUSTED. Times --max-request-bytes, it bounds the memory that requests take.",
+    )
+    max_streams: PositiveInt = Field(
+        1024,
+        description="Most ScoreStreams open at once; further ones fail with RESOURCE_EXHAUSTED. "
+        "Each holds up to --stream-samples.",
     )
     max_explained_samples: PositiveInt = Field(
         64, description="Most samples of one Explain, which takes them one by one."
@@ -177,6 +222,28 @@ class ServerSettings(BaseSettings):
             raise ValueError(
                 f"--max-samples-per-request {self.max_samples_per_request} is more than "
                 f"--queue-samples {self.queue_samples}: no such request could ever be queued"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _request_fits_message(self) -> Self:
+        if self.max_request_bytes > self.max_message_bytes:
+            raise ValueError(
+                f"--max-request-bytes {self.max_request_bytes} is more than "
+                f"--max-message-bytes {self.max_message_bytes}: no such request could ever be read"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _security_is_whole(self) -> Self:
+        if (self.tls_certificate is None) != (self.tls_key is None):
+            raise ValueError("--tls-certificate and --tls-key go together: give both, or neither")
+        if self.tls_client_ca and not self.tls_certificate:
+            raise ValueError("--tls-client-ca needs --tls-certificate and --tls-key beside it")
+        if self.open_admin and self.tokens:
+            raise ValueError(
+                "--open-admin is for servers without --tokens; with them, give a token the role "
+                "admin"
             )
         return self
 

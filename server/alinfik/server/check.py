@@ -1,0 +1,67 @@
+"""Whether a server with these settings would start, found out without serving.
+
+Comes in: settings. Goes out: what they come to, or the one thing that is wrong. Knows nothing of
+brokers, which may well be down now and up later.
+"""
+
+from typing import TypedDict
+
+from prometheus_client import CollectorRegistry
+
+from alinfik.server.access import check_exposure
+from alinfik.server.address import check_listenable
+from alinfik.server.bundle import Bundle, load_bundle
+from alinfik.server.engine import Engine
+from alinfik.server.metrics import Metrics
+from alinfik.server.settings import ServerSettings
+from alinfik.server.tls import server_credentials
+from alinfik.server.tokens import read_tokens
+
+
+class FoundBundle(TypedDict):
+    """What a bundle comes to on this machine."""
+
+    bundle_id: str
+    targets: list[str]
+    device: str
+    precision: str
+
+
+class Found(TypedDict):
+    """What settings come to on this machine."""
+
+    bundles: list[FoundBundle]
+    """The one that values requests which name none is the first."""
+    tls: str
+    """``none``, ``server``, or ``mutual`` where clients need a certificate."""
+    tokens: int | None
+    """How many there are; None where none are asked for."""
+
+
+async def check(settings: ServerSettings) -> Found:
+    """Verify all that a server reads at its start, and run the model once.
+
+    Raises:
+        CommandError: as ``serve``.
+    """
+    check_listenable(settings.listen, "--listen")
+    check_listenable(settings.metrics, "--metrics")
+    check_exposure(settings)
+    credentials = server_credentials(settings)
+    tokens = read_tokens(settings.tokens) if settings.tokens else None
+    paths = [*settings.bundle, *([settings.shadow] if settings.shadow else [])]
+    return Found(
+        bundles=[await _try(load_bundle(path), settings) for path in paths],
+        tls="none" if not credentials else "mutual" if settings.tls_client_ca else "server",
+        tokens=None if tokens is None else len(tokens),
+    )
+
+
+async def _try(bundle: Bundle, settings: ServerSettings) -> FoundBundle:
+    async with Engine(bundle, settings, Metrics(CollectorRegistry())) as engine:
+        return FoundBundle(
+            bundle_id=bundle.id,
+            targets=bundle.targets,
+            device=engine.warm.runtime.device,
+            precision=engine.warm.precision,
+        )
