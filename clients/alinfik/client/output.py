@@ -1,12 +1,25 @@
 """Shows valuations: a JSON line for programs, a table for people."""
 
+import json
 from collections.abc import Collection
 
 from google.protobuf import json_format
 from rich.table import Table
 from rich.text import Text
 
+from alinfik.client.batches import Scored
+from alinfik.client.errors import SampleError
 from alinfik.v1 import Valuation
+
+
+def scored_json(scored: Scored) -> str:
+    """One line: the valuation, or the sample's id and provider with the error that it got."""
+    sample, outcome = scored
+    if not isinstance(outcome, SampleError):
+        return to_json(outcome)
+    error = f"{outcome.code.name}: {outcome.reason}"
+    line = {"sample_id": sample.id, "provider": sample.provider, "error": error}
+    return json.dumps(line, ensure_ascii=False)
 
 
 def to_json(valuation: Valuation) -> str:
