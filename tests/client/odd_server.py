@@ -1,6 +1,6 @@
 """A real gRPC server that behaves to order, for what a sound one does too seldom to test."""
 
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
@@ -12,7 +12,9 @@ from grpc_status import rpc_status
 
 from alinfik.v1 import (
     BundleManifest,
+    BundleSummary,
     GetBundleResponse,
+    ListBundlesResponse,
     ScoreRequest,
     ScoreResponse,
     ScoreResult,
@@ -81,6 +83,7 @@ def odd_server(
     activate: Handler | None = None,
     unload: Handler | None = None,
     bundle: BundleManifest | None = None,
+    summaries: Sequence[BundleSummary] = (),
     credentials: grpc.ServerCredentials | None = None,
 ) -> Generator[str]:
     """Serve the methods as given, and one bundle, which is nameless by default; yields the address.
@@ -100,6 +103,9 @@ def odd_server(
 
         def GetBundle(self, request, context):  # noqa: N802, ARG002
             return GetBundleResponse(bundle=bundle or BundleManifest(), active=True)
+
+        def ListBundles(self, request, context):  # noqa: N802, ARG002
+            return ListBundlesResponse(bundles=summaries)
 
         def LoadBundle(self, request, context):  # noqa: N802
             return load(request, context)

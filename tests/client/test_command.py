@@ -335,6 +335,21 @@ def test_info_as_json_is_the_manifest(alinfik, address):
     assert [target["name"] for target in shown["bundle"]["targets"]] == ["gsm8k", "mbpp"]
 
 
+def test_info_tells_the_shadow_from_the_active_bundle(alinfik):
+    summaries = [
+        BundleSummary(bundle_id="a", active=True),
+        BundleSummary(bundle_id="b", shadow=True),
+    ]
+    with odd_server(summaries=summaries) as address:
+        shown = alinfik("info", "--address", address).stdout
+        lines = alinfik("info", "--address", address, "--json").stdout.splitlines()
+    assert shown.index("(active)") < shown.index("(shadow)")
+    assert [(one["active"], one["shadow"]) for one in map(json.loads, lines)] == [
+        (True, False),
+        (False, True),
+    ]
+
+
 def test_a_lost_server_in_mid_stream_leaves_no_file(alinfik, pool, tmp_path):
     def score_stream(requests, context):
         yield valued(next(requests))

@@ -144,3 +144,17 @@ def test_a_file_that_no_run_wrote_is_left_alone(tmp_path, line):
     with pytest.raises(CommandError, match="line 1 is no answer of an earlier run"):
         run(tmp_path / "values.csv", [scored("1")])
     assert (tmp_path / "values.csv.partial").read_text() == line + "\n"
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_two_runs_at_once_do_not_mix(tmp_path, suffix):
+    out = tmp_path / f"values{suffix}"
+    with pytest.raises(CommandError, match="another run wrote to it too"):  # noqa: SIM117, PT012
+        with Partial(out, "b", TARGETS) as first:
+            first.add(scored("1"))
+            with pytest.raises(CommandError, match="another run wrote to it"):  # noqa: SIM117, PT012
+                with Partial(out, "b", TARGETS) as second:
+                    assert list(second.answered(iter([Sample(id="1")]))) == [True]
+                    second.add(scored("2"))
+                    first.add(scored("2"))
+    assert not out.exists()

@@ -26,8 +26,8 @@ except ImportError as error:
 # Some megabytes of text; larger batches are not read faster.
 _READ_ROWS = 1024
 _BUFFER_BYTES = 1024 * 1024
-# A row group: a few megabytes in memory, and enough to compress well.
-_WRITTEN_ROWS = 32 * 1024
+# A row group: some megabytes as Python objects, and enough to compress well.
+_WRITTEN_ROWS = 8 * 1024
 
 _TYPES = {str: pa.string(), float: pa.float64(), int: pa.int64(), bool: pa.bool_()}
 

@@ -49,7 +49,8 @@ class Partial:
         self._out = out
         self._bundle_id = bundle_id
         self._targets = list(targets)
-        self._count = 0
+        self._lines = 0
+        self._bytes = 0
         self._added = False
         self._file = self._open()
 
@@ -71,7 +72,7 @@ class Partial:
             return
         with suppress(OSError):  # a full disk, which is what ended the run
             self._file.close()
-        if not self._count:
+        if not self._lines:
             self.path.unlink()
         elif self._added:
             print(
@@ -86,27 +87,28 @@ class Partial:
             CommandError: the answers are not of these samples, this bundle and these targets.
         """
         self._file.seek(0)
-        whole_bytes = 0
         for line in self._file:
             if not line.endswith(b"\n"):
                 break  # the process died over it
-            self._count += 1
+            self._lines += 1
             yield self._check(line, next(samples, None))
-            whole_bytes += len(line)
-        self._file.truncate(whole_bytes)
+            self._bytes += len(line)
+        self._file.truncate(self._bytes)
 
     def add(self, scored: Scored) -> None:
         """Keep the next answer."""
+        line = scored_json(scored).encode() + b"\n"
         try:
-            self._file.write(scored_json(scored).encode() + b"\n")
+            self._file.write(line)
             self._file.flush()
         except OSError as error:
             raise FailedError(f"{self.path}: cannot be written ({error.strerror})") from error
-        self._count += 1
+        self._lines += 1
+        self._bytes += len(line)
         self._added = True
 
     def _check(self, line: bytes, sample: Sample | None) -> bool:
-        place = f"{self.path} line {self._count}"
+        place = f"{self.path} line {self._lines}"
         try:
             answer: dict[str, Any] = json.loads(line)
             of = (answer["sample_id"], answer["provider"])
@@ -131,6 +133,8 @@ class Partial:
         return CommandError(f"{fault}. Remove {self.path} to start anew")
 
     def _finish(self) -> None:
+        if not self.path.exists() or self.path.stat().st_size != self._bytes:
+            raise FailedError(f"{self.path}: another run wrote to it too; remove it to start anew")
         suffix = self._out.suffix.lower()
         if suffix == ".jsonl":
             self.path.replace(self._out)
