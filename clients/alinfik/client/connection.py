@@ -83,12 +83,17 @@ class Connection(BaseSettings):
         try:
             with self._connect() as client:
                 yield client
-        except (FailedPreconditionError, InvalidRequestError, NotFoundError) as error:
-            raise CommandError(str(error)) from error
-        except (PermissionDeniedError, UnauthenticatedError) as error:
+        except UnauthenticatedError as error:
             raise CommandError(
                 f"{error}. --token-file or ALINFIK_TOKEN says who you are"
             ) from error
+        except (
+            FailedPreconditionError,
+            InvalidRequestError,
+            NotFoundError,
+            PermissionDeniedError,
+        ) as error:
+            raise CommandError(str(error)) from error
         except UnavailableError as error:
             tls = "" if self._tls() else ", without TLS (else --tls)"
             raise FailedError(
