@@ -56,11 +56,19 @@ def test_no_root_closes_the_namespace():
     [
         (
             "import alinfik.client",
-            {"alinfik.distill", "alinfik.server", "kafka", "numpy", "onnxruntime", "pydantic"},
+            {
+                "alinfik.distill",
+                "alinfik.server",
+                "kafka",
+                "numpy",
+                "onnxruntime",
+                "pyarrow",
+                "pydantic",
+            },
         ),
         (
             "import alinfik.client.__main__",
-            {"alinfik.distill", "alinfik.server", "kafka", "numpy", "onnxruntime"},
+            {"alinfik.distill", "alinfik.server", "kafka", "numpy", "onnxruntime", "pyarrow"},
         ),
         (
             "import alinfik.server.__main__",

@@ -10,23 +10,35 @@ import grpc
 import pytest
 from google.protobuf.duration_pb2 import Duration
 from google.rpc.error_details_pb2 import BadRequest, RetryInfo
+from google.rpc.status_pb2 import Status
 
 import alinfik.client
 from alinfik.client import (
     AsyncClient,
     Client,
     DeadlineExceededError,
+    FailedPreconditionError,
     InvalidRequestError,
     InvalidSamplesError,
     NotFoundError,
     OverloadedError,
+    PermissionDeniedError,
     Sample,
     SampleError,
     ServerError,
+    UnauthenticatedError,
     UnavailableError,
 )
 from alinfik.client.batches import REQUESTS_IN_FLIGHT, SAMPLES_A_REQUEST
-from alinfik.v1 import ScoreResponse
+from alinfik.v1 import (
+    ActivateBundleResponse,
+    BundleSummary,
+    ExplainResponse,
+    Explanation,
+    LoadBundleResponse,
+    ScoreResponse,
+    ScoreResult,
+)
 from tests.client.odd_server import abort, odd_server, valued
 
 SAMPLES = [
@@ -34,70 +46,6 @@ SAMPLES = [
     Sample(id="code", provider="q", completion="def add(a, b): return a + b"),
 ]
 BAD = Sample(id="bad", completion=" ")
-
-
-class Blocking:
-    """The blocking client, each call with a connection of its own."""
-
-    def score(self, address, samples, *, timeout_seconds=10, **options):
-        with Client(address, timeout_seconds) as client:
-            return client.score(samples, **options)
-
-    def score_stream(self, address, samples, *, timeout_seconds=10, **options):
-        with Client(address, timeout_seconds) as client:
-            yield from client.score_stream(samples, **options)
-
-    def bundles(self, address):
-        with Client(address) as client:
-            return client.bundles()
-
-    def bundle(self, address, bundle_id=""):
-        with Client(address) as client:
-            return client.bundle(bundle_id)
-
-
-class Asyncio:
-    """The asyncio client, driven to the end of each call."""
-
-    def score(self, address, samples, *, timeout_seconds=10, **options):
-        async def score():
-            async with AsyncClient(address, timeout_seconds) as client:
-                return await client.score(samples, **options)
-
-        return asyncio.run(score())
-
-    def score_stream(self, address, samples, *, timeout_seconds=10, **options):
-        async def score_stream():
-            async with AsyncClient(address, timeout_seconds) as client:
-                async for scored in client.score_stream(samples, **options):
-                    yield scored
-
-        stream = score_stream()
-        with asyncio.Runner() as runner:
-            while True:
-                try:
-                    yield runner.run(anext(stream))
-                except StopAsyncIteration:
-                    return
-
-    def bundles(self, address):
-        async def bundles():
-            async with AsyncClient(address) as client:
-                return await client.bundles()
-
-        return asyncio.run(bundles())
-
-    def bundle(self, address, bundle_id=""):
-        async def bundle():
-            async with AsyncClient(address) as client:
-                return await client.bundle(bundle_id)
-
-        return asyncio.run(bundle())
-
-
-@pytest.fixture(params=[Blocking, Asyncio], ids=["blocking", "asyncio"])
-def client(request):
-    return request.param()
 
 
 def test_the_example_of_the_package_runs(address, capsys):
@@ -264,15 +212,58 @@ def test_a_passing_fault_is_ridden_out(client, code):
     assert next(calls) == 3
 
 
-def test_a_full_queue_says_when_to_come_back(client):
-    def score(_, context):
-        retry = RetryInfo(retry_delay=Duration(seconds=1, nanos=500_000_000))
-        abort(context, grpc.StatusCode.RESOURCE_EXHAUSTED, "the queue is full", retry)
+def refusing(code, retry_seconds, calls, times=99):
+    """A method that refuses ``times`` calls, and keeps the seconds that each had left."""
 
-    with odd_server(score) as address, pytest.raises(OverloadedError) as error:
+    def score(request, context):
+        calls.append(context.time_remaining())
+        if len(calls) <= times:
+            delay = Duration()
+            delay.FromNanoseconds(int(retry_seconds * 1e9))
+            abort(context, code, "not now", RetryInfo(retry_delay=delay))
+        return valued(request)
+
+    return score
+
+
+@pytest.mark.parametrize("code", [grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED])
+def test_a_refused_call_comes_back_when_told_to_and_keeps_its_deadline(client, code):
+    calls = []
+    with odd_server(refusing(code, 0.5, calls, times=1)) as address:
+        assert len(client.score(address, SAMPLES, timeout_seconds=10)) == 2
+    first, second = calls
+    assert second < first - 0.4 < 10
+
+
+def test_a_wait_that_would_pass_the_deadline_is_not_begun(client):
+    calls = []
+    refuses = refusing(grpc.StatusCode.RESOURCE_EXHAUSTED, 60, calls)
+    with odd_server(refuses) as address, pytest.raises(OverloadedError) as error:
         client.score(address, SAMPLES)
-    assert error.value.retry_after_seconds == 1.5
-    assert str(error.value) == f"{address}: the queue is full"
+    assert error.value.retry_after_seconds == 60
+    assert str(error.value) == f"{address}: not now"
+    assert len(calls) == 1
+
+
+def test_a_call_that_is_always_refused_gives_up(client):
+    calls = []
+    refuses = refusing(grpc.StatusCode.UNAVAILABLE, 0.01, calls)
+    with odd_server(refuses) as address, pytest.raises(UnavailableError, match="not now"):
+        client.score(address, SAMPLES)
+    assert len(calls) == 5
+
+
+def test_a_stream_that_is_refused_before_its_first_answer_is_made_again(client):
+    calls = itertools.count()
+
+    def score_stream(requests, context):
+        if next(calls) < 2:
+            abort(context, grpc.StatusCode.UNAVAILABLE, "not now")
+        yield from map(valued, requests)
+
+    with odd_server(score_stream=score_stream) as address:
+        assert len(list(client.score_stream(address, SAMPLES))) == 2
+    assert next(calls) == 3
 
 
 def test_violated_fields_are_named(client):
@@ -285,6 +276,58 @@ def test_violated_fields_are_named(client):
     with odd_server(score) as address, pytest.raises(InvalidRequestError) as error:
         client.score(address, SAMPLES)
     assert str(error.value) == f"{address}: targets are many"
+    assert error.value.violations == (("targets", "are many"),)
+
+
+@pytest.mark.parametrize(
+    ("code", "kind"),
+    [
+        (grpc.StatusCode.UNAUTHENTICATED, UnauthenticatedError),
+        (grpc.StatusCode.PERMISSION_DENIED, PermissionDeniedError),
+        (grpc.StatusCode.FAILED_PRECONDITION, FailedPreconditionError),
+        (grpc.StatusCode.NOT_FOUND, NotFoundError),
+        (grpc.StatusCode.INVALID_ARGUMENT, InvalidRequestError),
+    ],
+)
+def test_a_refusal_has_its_type_and_the_id_of_the_request(client, code, kind):
+    def score(_, context):
+        abort(context, code, "no", request_id="5f3a")
+
+    def score_stream(_, context):
+        abort(context, code, "no", request_id="77")
+        yield
+
+    with odd_server(score, score_stream) as address:
+        with pytest.raises(kind) as error:
+            client.score(address, SAMPLES)
+        assert (str(error.value), error.value.request_id) == (f"{address}: no", "5f3a")
+        with pytest.raises(kind) as error:
+            list(client.score_stream(address, SAMPLES))
+        assert error.value.request_id == "77"
+
+
+def test_an_internal_error_names_the_request_that_the_log_has(client):
+    def score(_, context):
+        abort(context, grpc.StatusCode.INTERNAL, "it broke", request_id="5f3a")
+
+    with odd_server(score) as address, pytest.raises(ServerError) as error:
+        client.score(address, SAMPLES)
+    assert str(error.value) == f"{address}: INTERNAL: it broke (request 5f3a)"
+    assert error.value.request_id == "5f3a"
+
+
+def test_a_state_of_the_server_is_no_fault_of_the_sample(client):
+    passing = Status(code=grpc.StatusCode.UNAVAILABLE.value[0], message="stopping")
+
+    def score_stream(requests, _):
+        for request in requests:
+            yield ScoreResponse(results=[ScoreResult(error=passing)] * len(request.samples))
+
+    with (
+        odd_server(score_stream=score_stream) as address,
+        pytest.raises(UnavailableError, match="stopping"),
+    ):
+        list(client.score_stream(address, SAMPLES))
 
 
 def test_a_fault_of_the_server_is_no_bare_grpc_error(client):
@@ -328,3 +371,74 @@ def test_a_sample_too_large_for_any_request_does_not_end_the_stream(client, addr
     assert scored[2].outcome.sample_id == "code"
     [alone] = client.score_stream(address, [large])
     assert isinstance(alone.outcome, SampleError)
+
+
+def explained(request, context):
+    """One explanation a sample, or the violations of those without completion."""
+    bad = [
+        BadRequest.FieldViolation(field=f"samples[{index}].{field}", description="is bad")
+        for index, sample in enumerate(request.samples)
+        if not sample.completion
+        for field in ("id", "completion")
+    ]
+    if bad:
+        details = BadRequest(field_violations=bad)
+        abort(context, grpc.StatusCode.INVALID_ARGUMENT, "bad", details, request_id="5f3a")
+    assert (request.bundle_id, list(request.targets)) == ("b", ["mbpp"])
+    return ExplainResponse(
+        explanations=[Explanation(sample_id=sample.id) for sample in request.samples]
+    )
+
+
+def explain(client, address, samples):
+    return client.call(address, "explain", samples, targets=["mbpp"], bundle_id="b")
+
+
+def test_explanations_come_in_the_order_of_the_samples(client):
+    many = [Sample(id=str(number), completion="x") for number in range(SAMPLES_A_REQUEST + 3)]
+    with odd_server(explain=explained) as address:
+        assert [one.sample_id for one in explain(client, address, many)] == [s.id for s in many]
+        assert explain(client, address, []) == []
+
+
+def test_explain_names_the_samples_that_it_cannot_by_their_place_in_the_call(client):
+    many = [Sample(id=str(number), completion="x") for number in range(SAMPLES_A_REQUEST + 3)]
+    many[-2].completion = ""
+    with odd_server(explain=explained) as address:
+        with pytest.raises(InvalidSamplesError) as error:
+            explain(client, address, many)
+        with pytest.raises(InvalidSamplesError, match=r"sample 1 .* 5000005 bytes; a sample may"):
+            explain(client, address, [many[0], Sample(completion="x" * 5_000_000)])
+    [bad] = error.value.errors
+    assert (bad.index, bad.sample_id) == (SAMPLES_A_REQUEST + 1, many[-2].id)
+    assert (bad.reason, error.value.request_id) == ("id is bad; completion is bad", "5f3a")
+
+
+@pytest.mark.parametrize("field", ["targets", "samples", "samples[9].id"])
+def test_a_refusal_of_the_request_as_a_whole_stays_one(client, field):
+    def refuse(_, context):
+        bad = BadRequest.FieldViolation(field=field, description="is bad")
+        details = BadRequest(field_violations=[bad])
+        abort(context, grpc.StatusCode.INVALID_ARGUMENT, "bad", details)
+
+    with odd_server(explain=refuse) as address, pytest.raises(InvalidRequestError) as error:
+        explain(client, address, SAMPLES)
+    assert str(error.value) == f"{address}: {field} is bad"
+
+
+def test_bundles_are_administered_by_either_client(client):
+    def load(request, _):
+        return LoadBundleResponse(bundle=BundleSummary(bundle_id=request.directory))
+
+    def activate(request, _):
+        return ActivateBundleResponse(active_bundle_id="a", shadow_bundle_id=request.bundle_id)
+
+    def unload(_, context):
+        abort(context, grpc.StatusCode.PERMISSION_DENIED, "the role admin alone may do this")
+
+    with odd_server(load=load, activate=activate, unload=unload) as address:
+        assert client.call(address, "load_bundle", "2026").bundle_id == "2026"
+        now = client.call(address, "activate_bundle", "b", shadow=True)
+        assert (now.active_bundle_id, now.shadow_bundle_id) == ("a", "b")
+        with pytest.raises(PermissionDeniedError, match="the role admin alone"):
+            client.call(address, "unload_bundle", "b")

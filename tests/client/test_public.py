@@ -4,21 +4,28 @@ from alinfik.client import errors
 
 def test_the_public_names_are_these():
     assert alinfik.client.__all__ == [
+        "ActivateBundleResponse",
         "AlinfikError",
         "AsyncClient",
         "BundleManifest",
         "BundleSummary",
         "Client",
         "DeadlineExceededError",
+        "Explanation",
+        "FailedPreconditionError",
         "InvalidRequestError",
         "InvalidSamplesError",
         "NotFoundError",
         "OverloadedError",
+        "PermissionDeniedError",
         "Sample",
         "SampleError",
         "Scored",
         "ServerError",
         "TargetValue",
+        "Tls",
+        "TokenValue",
+        "UnauthenticatedError",
         "UnavailableError",
         "Valuation",
     ]

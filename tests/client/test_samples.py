@@ -1,12 +1,16 @@
+import csv
 import gzip
 import io
 import json
 import sys
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from alinfik.client.rows import LONGEST_LINE_BYTES
 from alinfik.client.samples import count_samples, read_samples
 from alinfik.command import CommandError
 from alinfik.v1 import Sample
@@ -76,6 +80,85 @@ def test_lines_are_read_as_they_are_asked_for(file):
         next(samples)
 
 
+@given(st.lists(st.tuples(TEXT, TEXT, TEXT, TEXT)), st.sampled_from(["csv", "csv.gz"]))
+def test_what_csv_writes_is_read_back(tmp_path_factory, rows, suffix):
+    path = tmp_path_factory.mktemp("samples") / f"pool.{suffix}"
+    with (gzip.open if suffix.endswith("gz") else open)(
+        path, "wt", encoding="utf-8", newline=""
+    ) as f:
+        writer = csv.writer(f)
+        writer.writerow(["completion", "other", "prompt", "provider", "id"])
+        writer.writerows((c, "x", q, p, i) for i, p, q, c in rows)
+    read = list(read_samples(str(path)))
+    assert [(s.provider, s.prompt, s.completion) for s in read] == [row[1:] for row in rows]
+    assert all(sample.id == row[0] for sample, row in zip(read, rows, strict=True) if row[0])
+    assert count_samples(str(path)) == len(rows)
+
+
+@settings(deadline=None)  # a first reading loads pyarrow
+@given(st.lists(st.tuples(*[st.none() | TEXT] * 3, TEXT)))
+def test_what_parquet_holds_is_read_back(tmp_path_factory, rows):
+    path = tmp_path_factory.mktemp("samples") / "pool.parquet"
+    names = ("id", "provider", "prompt", "completion")
+    table = [dict(zip(names, row, strict=True)) | {"more": 1} for row in rows]
+    schema = pa.schema([(name, pa.string()) for name in names] + [("more", pa.int64())])
+    pq.write_table(pa.Table.from_pylist(table, schema=schema), path)
+    assert [(s.id, s.provider, s.prompt, s.completion) for s in read_samples(str(path))] == [
+        (str(number) if i is None else i, p or "", q or "", c)
+        for number, (i, p, q, c) in enumerate(rows, 1)
+    ]
+    assert count_samples(str(path)) == len(rows)
+
+
+@settings(deadline=None)
+@given(st.binary(max_size=200))
+def test_arbitrary_bytes_are_a_table_or_one_clear_error(tmp_path_factory, content):
+    for suffix in (".csv", ".csv.gz", ".parquet"):
+        path = tmp_path_factory.mktemp("samples") / f"pool{suffix}"
+        path.write_bytes(content)
+        try:
+            list(read_samples(str(path)))
+        except CommandError as error:
+            assert str(path) in str(error)  # noqa: PT017 - nothing is right too
+
+
+def test_numbers_are_ids_and_providers(tmp_path, file):
+    expected = [Sample(id="7", provider="3", completion="a")]
+    assert list(read_samples(file('{"id": 7, "provider": 3, "completion": "a"}'))) == expected
+    pq.write_table(
+        pa.table({"id": [7], "provider": [3], "completion": ["a"]}), tmp_path / "pool.parquet"
+    )
+    assert list(read_samples(str(tmp_path / "pool.parquet"))) == expected
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ("id,completion\n1,a\n2\n", "line 3: 1 cells where the header has 2"),
+        ('completion\n"a\nb"c\n', "line 2: broken CSV ("),
+        ('completion\n"a\n', "line 2: broken CSV ("),
+        ("id,text\n1,a\n", 'line 2: no "completion" (it has id, text)'),
+        (b"completion\na\nb\xff\n", "line 3: not UTF-8 at byte 2 of the line"),
+    ],
+)
+def test_a_broken_row_of_a_table_is_named(tmp_path, content, says):
+    path = tmp_path / "pool.csv"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    assert message(str(path)).startswith(f"{path} {says}")
+
+
+def test_a_line_without_end_is_not_read_whole(file):
+    path = file(b'{"completion": "' + b"x" * LONGEST_LINE_BYTES)
+    assert message(path) == f"{path} line 1: over 16 MiB long, which no sample's line is"
+
+
+def test_a_parquet_file_without_completions_is_named(tmp_path):
+    path = tmp_path / "pool.parquet"
+    pq.write_table(pa.table({"text": ["a"], "n": [1]}), path)
+    assert message(str(path)).startswith(f'{path}: no "completion" (it has n, text)')
+    assert message(str(tmp_path / "no.parquet")) == f"{tmp_path / 'no.parquet'}: no such file"
+
+
 def test_an_absent_id_is_the_line_number(file):
     path = file(
         '{"completion": "a"}\n\n  \n{"completion": "b", "id": null, "prompt": null, "x": 1}'
@@ -101,11 +184,12 @@ def test_a_byte_order_mark_is_no_part_of_the_text(file):
         ("9" * 5000, "line 2: not JSON ("),
         ("[1]", "line 2: an array, not an object; a line looks like {"),
         ("null", "line 2: null, not an object"),
-        ('{"text": "a", "n": 1}', 'line 2: no "completion" (it has n, text); a line looks like'),
-        ("{}", 'line 2: no "completion" (it has no keys)'),
+        ('{"text": "a", "n": 1}', 'line 2: no "completion" (it has n, text); a sample has a'),
+        ("{}", 'line 2: no "completion" (it has nothing)'),
         ('{"completion": null}', 'line 2: no "completion" (it has completion)'),
         ('{"completion": 3}', 'line 2: "completion" is a number, not a string'),
-        ('{"completion": "a", "id": 7}', 'line 2: "id" is a number, not a string'),
+        ('{"completion": "a", "id": 1.5}', 'line 2: "id" is a number, not a string'),
+        ('{"completion": "a", "id": true}', 'line 2: "id" is true or false, not a string'),
         ('{"completion": "\\ud800"}', 'line 2: "completion" holds half of a surrogate pair'),
         (b'{"completion": "\xff"}', "line 2: not UTF-8 at byte 17 of the line; convert the file"),
     ],
@@ -118,7 +202,7 @@ def test_a_bad_line_is_named_with_its_fault(file, line, says):
 def test_a_file_that_cannot_be_read_is_named(tmp_path):
     missing = str(tmp_path / "pool.jsonl")
     assert message(missing) == f"{missing}: no such file"
-    assert message(str(tmp_path)) == f"{tmp_path} is a directory; give a JSONL file in it"
+    assert message(str(tmp_path)) == f"{tmp_path} is a directory; give a file in it"
 
 
 @pytest.mark.parametrize("content", [b"plain", gzip.compress(GOOD.encode() * 99)[:-12]])

@@ -15,33 +15,53 @@ from alinfik.client.batches import Scored
 from alinfik.client.errors import (
     AlinfikError,
     DeadlineExceededError,
+    FailedPreconditionError,
     InvalidRequestError,
     InvalidSamplesError,
     NotFoundError,
     OverloadedError,
+    PermissionDeniedError,
     SampleError,
     ServerError,
+    UnauthenticatedError,
     UnavailableError,
 )
+from alinfik.client.security import Tls
 from alinfik.client.sync import Client
-from alinfik.v1 import BundleManifest, BundleSummary, Sample, TargetValue, Valuation
+from alinfik.v1 import (
+    ActivateBundleResponse,
+    BundleManifest,
+    BundleSummary,
+    Explanation,
+    Sample,
+    TargetValue,
+    TokenValue,
+    Valuation,
+)
 
 __all__ = [
+    "ActivateBundleResponse",
     "AlinfikError",
     "AsyncClient",
     "BundleManifest",
     "BundleSummary",
     "Client",
     "DeadlineExceededError",
+    "Explanation",
+    "FailedPreconditionError",
     "InvalidRequestError",
     "InvalidSamplesError",
     "NotFoundError",
     "OverloadedError",
+    "PermissionDeniedError",
     "Sample",
     "SampleError",
     "Scored",
     "ServerError",
     "TargetValue",
+    "Tls",
+    "TokenValue",
+    "UnauthenticatedError",
     "UnavailableError",
     "Valuation",
 ]

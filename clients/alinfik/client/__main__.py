@@ -1,7 +1,5 @@
 """The `alinfik` command: parses, then calls one function for each sub-command."""
 
-from collections.abc import Generator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -15,93 +13,156 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
-from alinfik.client import (
-    AlinfikError,
-    Client,
-    InvalidRequestError,
-    NotFoundError,
-    UnavailableError,
-)
+from alinfik.client.connection import SETTINGS, Connection, host_and_port
+from alinfik.client.explain import explain_file
 from alinfik.client.info import show_bundles
 from alinfik.client.samples import count_samples, read_samples
 from alinfik.client.score import score_file
 from alinfik.client.watch import show_valuations
-from alinfik.command import CommandError, FailedError, progress, run
-
-_SETTINGS = SettingsConfigDict(
-    env_prefix="ALINFIK_", cli_kebab_case=True, cli_avoid_json=True, cli_hide_none_type=True
-)
-
-
-def _host_and_port(address: str) -> str:
-    # Without a port gRPC would quietly try 443.
-    if ":" not in address.rpartition("]")[2]:
-        raise ValueError("give HOST:PORT, for instance 127.0.0.1:50051")
-    return address
+from alinfik.command import progress, run
 
 
 def _brokers(addresses: str) -> str:
-    return ",".join(_host_and_port(address.strip()) for address in addresses.split(","))
+    return ",".join(host_and_port(address.strip()) for address in addresses.split(","))
 
 
-_Address = Annotated[str, AfterValidator(_host_and_port)]
 _Brokers = Annotated[str, AfterValidator(_brokers)]
-_ADDRESS = Field(default="127.0.0.1:50051", description="HOST:PORT of alinfik-server.")
-_TIMEOUT = Field(
-    default=30.0, description="Seconds that one answer may take; raise it for a busy server."
+_FILE = Field(
+    description="JSONL or CSV file, .gz too, or a Parquet file; - is JSONL on standard input."
 )
+_TARGET = Field(
+    default=[], description="Target to value for, such as gsm8k; repeatable. All by default."
+)
+_BUNDLE = Field(default="", description="Bundle id; the active one where not given.")
 _BOOTSTRAP = Field(
     default="127.0.0.1:9092", description="HOST:PORT of Kafka brokers, comma-separated."
 )
 
 
-class Score(BaseSettings):
-    """Value the samples of a JSONL file.
+class Score(Connection):
+    """Value the samples of a file.
 
-    Prints JSON lines, or a table on a terminal. Exits with 1 if a sample has no value.
+    Prints JSON lines, or a table on a terminal. Exits with 1 if a sample has no value. With --out,
+    a run that was interrupted goes on where it stopped when the same command is given again.
     """
 
-    model_config = _SETTINGS
-
-    file: CliPositionalArg[str] = Field(description="JSONL file, .gz too; - is standard input.")
-    address: _Address = _ADDRESS
-    out: Path | None = Field(default=None, description="JSONL file to write the valuations to.")
-    target: list[str] = Field(
-        default=[], description="Target to value for, such as gsm8k; repeatable. All by default."
+    file: CliPositionalArg[str] = _FILE
+    out: Path | None = Field(
+        default=None, description="File to write: .jsonl, or a flat table in .csv or .parquet."
     )
-    bundle: str = Field(default="", description="Bundle id; the active one where not given.")
-    timeout_seconds: PositiveFloat = _TIMEOUT
+    target: list[str] = _TARGET
+    bundle: str = _BUNDLE
 
     def cli_cmd(self) -> None:
         """Score the file."""
-        with _server(self.address, self.timeout_seconds) as client:
+        with self.client() as client:
             score_file(client, self.file, out=self.out, targets=self.target, bundle_id=self.bundle)
 
 
-class Info(BaseSettings):
+class Explain(Connection):
+    """Show which tokens of a file's samples make their values.
+
+    Prints a JSON line a sample, or on a terminal its text: green raises the value for the first
+    target, red lowers it.
+    """
+
+    file: CliPositionalArg[str] = _FILE
+    target: list[str] = _TARGET
+    bundle: str = _BUNDLE
+
+    def cli_cmd(self) -> None:
+        """Explain the file."""
+        with self.client() as client:
+            explain_file(client, self.file, targets=self.target, bundle_id=self.bundle)
+
+
+class Info(Connection):
     """Show what the server's bundles value, how, and how well."""
 
     # The field cannot be called json, which pydantic's models have a method for.
-    model_config = _SETTINGS | SettingsConfigDict(env_prefix_target="all")
+    model_config = SETTINGS | SettingsConfigDict(env_prefix_target="all")
 
-    address: _Address = _ADDRESS
-    timeout_seconds: PositiveFloat = _TIMEOUT
     as_json: CliImplicitFlag[bool] = Field(
         default=False, validation_alias="json", description="Print one JSON line a bundle."
     )
 
     def cli_cmd(self) -> None:
         """Show the bundles."""
-        with _server(self.address, self.timeout_seconds) as client:
+        with self.client() as client:
             show_bundles(client, as_json=self.as_json)
 
 
+class Load(Connection):
+    """Load a bundle beside those that are there, and print its id."""
+
+    directory: CliPositionalArg[str] = Field(
+        description="The bundle's directory, under the server's --bundle-root."
+    )
+    timeout_seconds: PositiveFloat = Field(
+        default=300.0,
+        description="Seconds that loading and warming up may take; raise it for a large bundle.",
+    )
+
+    def cli_cmd(self) -> None:
+        """Load the bundle."""
+        with self.client() as client:
+            print(client.load_bundle(self.directory).bundle_id)
+
+
+class Activate(Connection):
+    """Have a loaded bundle value the requests that name none, and print what does so now."""
+
+    bundle_id: CliPositionalArg[str] = Field(
+        description='The bundle, as `alinfik info` shows it; "" with --shadow ends the shadow.'
+    )
+    shadow: CliImplicitFlag[bool] = Field(
+        default=False,
+        description="Only compare it with the active bundle, which goes on answering: try a new "
+        "bundle on real requests so.",
+    )
+
+    def cli_cmd(self) -> None:
+        """Activate the bundle."""
+        with self.client() as client:
+            now = client.activate_bundle(self.bundle_id, shadow=self.shadow)
+        print(f"active {now.active_bundle_id}")
+        if now.shadow_bundle_id:
+            print(f"shadow {now.shadow_bundle_id}")
+
+
+class Unload(Connection):
+    """Forget a bundle once the requests that it has begun are answered."""
+
+    bundle_id: CliPositionalArg[str] = Field(
+        description="The bundle, as `alinfik info` shows it; not the active one."
+    )
+
+    def cli_cmd(self) -> None:
+        """Unload the bundle."""
+        with self.client() as client:
+            client.unload_bundle(self.bundle_id)
+
+
+class Bundles(BaseSettings):
+    """Change the bundles of a running server, which goes on serving meanwhile; for its operator."""
+
+    model_config = SETTINGS
+
+    load: CliSubCommand[Load] = Field(description="load a bundle beside those that are there")
+    activate: CliSubCommand[Activate] = Field(description="have a loaded bundle answer")
+    unload: CliSubCommand[Unload] = Field(description="forget a bundle")
+
+    def cli_cmd(self) -> None:
+        """Run the sub-command."""
+        CliApp.run_subcommand(self, cli_exit_on_error=False)
+
+
 class Ingest(BaseSettings):
-    """Send the samples of a JSONL file to a Kafka topic, from which the server values them."""
+    """Send the samples of a file to a Kafka topic, from which the server values them."""
 
-    model_config = _SETTINGS
+    model_config = SETTINGS
 
-    file: CliPositionalArg[str] = Field(description="JSONL file, .gz too; - is standard input.")
+    file: CliPositionalArg[str] = _FILE
     kafka_bootstrap: _Brokers = _BOOTSTRAP
     topic: str = Field(default="samples", description="Topic that the server reads.")
 
@@ -121,7 +182,7 @@ class Ingest(BaseSettings):
 class Watch(BaseSettings):
     """Show valuations as they land on a Kafka topic: JSON lines, or a table on a terminal."""
 
-    model_config = _SETTINGS
+    model_config = SETTINGS
 
     kafka_bootstrap: _Brokers = _BOOTSTRAP
     topic: str = Field(default="valuations", description="Topic that the server writes.")
@@ -152,30 +213,18 @@ class Alinfik(BaseSettings):
     --config FILE.toml and ALINFIK_… in the environment set any option too; flags win over both.
     """
 
-    model_config = _SETTINGS | SettingsConfigDict(cli_prog_name="alinfik")
+    model_config = SETTINGS | SettingsConfigDict(cli_prog_name="alinfik")
 
     score: CliSubCommand[Score] = Field(description="value a file of samples over gRPC")
+    explain: CliSubCommand[Explain] = Field(description="show which tokens make their values")
     ingest: CliSubCommand[Ingest] = Field(description="send a file of samples to Kafka")
     watch: CliSubCommand[Watch] = Field(description="show valuations as they land on Kafka")
     info: CliSubCommand[Info] = Field(description="show the bundles of a server")
+    bundles: CliSubCommand[Bundles] = Field(description="load, activate and unload bundles")
 
     def cli_cmd(self) -> None:
         """Run the sub-command."""
         CliApp.run_subcommand(self, cli_exit_on_error=False)
-
-
-@contextmanager
-def _server(address: str, timeout_seconds: float) -> Generator[Client]:
-    """A client whose errors end the command with one line."""
-    try:
-        with Client(address, timeout_seconds) as client:
-            yield client
-    except (InvalidRequestError, NotFoundError) as error:
-        raise CommandError(str(error)) from error
-    except UnavailableError as error:
-        raise FailedError(f"{error}. Is alinfik-server running there, and ready?") from error
-    except AlinfikError as error:
-        raise FailedError(str(error)) from error
 
 
 def main() -> None:

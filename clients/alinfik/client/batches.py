@@ -1,16 +1,33 @@
 """Cuts samples into requests that a server takes, and puts its answers back beside the samples.
 
-In: samples, any number, in order. Out: batches; each makes one ``ScoreRequest`` and reads one
-``ScoreResponse``. Nothing here knows of channels, threads or event loops: both clients share it.
+In: samples, any number, in order. Out: batches; each makes one ``ScoreRequest`` or
+``ExplainRequest`` and reads its response. Nothing here knows of channels, threads or event loops:
+both clients share it.
 """
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import grpc
 
-from alinfik.client.errors import InvalidSamplesError, SampleError, ServerError, sample_error
-from alinfik.v1 import Sample, ScoreRequest, ScoreResponse, Valuation
+from alinfik.client.errors import (
+    AlinfikError,
+    InvalidRequestError,
+    InvalidSamplesError,
+    SampleError,
+    ServerError,
+    sample_error,
+)
+from alinfik.v1 import (
+    ExplainRequest,
+    ExplainResponse,
+    Explanation,
+    Sample,
+    ScoreRequest,
+    ScoreResponse,
+    Valuation,
+)
 
 # One or two of the server's batches: more adds latency, less adds a message's overhead to each.
 SAMPLES_A_REQUEST = 64
@@ -75,20 +92,67 @@ class Batch:
         Raises:
             ServerError: the answer is for another number of samples (a stream that ended early).
         """
-        if len(response.results) != len(self._sendable):
-            raise ServerError(f"{len(response.results)} results for {len(self._sendable)} samples")
+        self._check(len(response.results), "results", len(self._sendable))
         results = iter(response.results)
         for index, sample in enumerate(self.samples, self._first_index):
-            if (size := sample.ByteSize()) > BYTES_A_REQUEST:
-                reason = f"{size} bytes; a sample may have {BYTES_A_REQUEST}"
-                code = grpc.StatusCode.INVALID_ARGUMENT
-                yield Scored(sample, SampleError(index, sample.id, code, reason))
+            if sample.ByteSize() > BYTES_A_REQUEST:
+                yield Scored(sample, _too_large(index, sample))
                 continue
             result = next(results)
             if result.HasField("error"):
                 yield Scored(sample, sample_error(index, sample.id, result.error))
             else:
                 yield Scored(sample, result.valuation)
+
+    def explain_request(self, targets: Sequence[str], bundle_id: str) -> ExplainRequest:
+        """The request to explain the batch.
+
+        Raises:
+            InvalidSamplesError: samples of it are too large to be sent.
+        """
+        numbered = enumerate(self.samples, self._first_index)
+        large = [_too_large(i, one) for i, one in numbered if one.ByteSize() > BYTES_A_REQUEST]
+        if large:
+            raise InvalidSamplesError(large)
+        return ExplainRequest(samples=self.samples, targets=targets, bundle_id=bundle_id)
+
+    def explanations(self, response: ExplainResponse) -> Sequence[Explanation]:
+        """One a sample, in order.
+
+        Raises:
+            ServerError: the answer is for another number of samples.
+        """
+        self._check(len(response.explanations), "explanations", len(self.samples))
+        return response.explanations
+
+    def refusal(self, error: InvalidRequestError) -> AlinfikError:
+        """The same by samples of the call, where samples of the batch are what is wrong."""
+        bad: dict[int, list[str]] = {}
+        for field, description in error.violations:
+            place = re.match(r"samples\[(\d+)\]\.", field)
+            if place is None or int(place[1]) >= len(self.samples):
+                return error
+            bad.setdefault(int(place[1]), []).append(f"{field[place.end() :]} {description}")
+        if not bad:
+            return error
+        code = grpc.StatusCode.INVALID_ARGUMENT
+        refused = InvalidSamplesError(
+            [
+                SampleError(self._first_index + i, self.samples[i].id, code, "; ".join(bad[i]))
+                for i in sorted(bad)
+            ]
+        )
+        refused.request_id = error.request_id
+        return refused
+
+    def _check(self, count: int, of: str, expected: int) -> None:
+        if count != expected:
+            raise ServerError(f"{count} {of} for {expected} samples")
+
+
+def _too_large(index: int, sample: Sample) -> SampleError:
+    reason = f"{sample.ByteSize()} bytes; a sample may have {BYTES_A_REQUEST}"
+    return SampleError(index, sample.id, grpc.StatusCode.INVALID_ARGUMENT, reason)
 
 
 class Batcher:

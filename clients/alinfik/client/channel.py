@@ -3,37 +3,22 @@
 import json
 from typing import Any
 
-_SERVICE = "alinfik.v1.ValuationService"
-
-
-def _retry(*codes: str) -> dict[str, Any]:
-    """At most 4 retries, after up to 0.1, 0.2, 0.4 and 0.8 s (each drawn at random, as gRPC does).
-
-    So a restart behind a load balancer or a full queue of about a second is ridden out, and a
-    server that is not there is reported after at most a second and a half.
-    """
-    return {
-        "maxAttempts": 5,
-        "initialBackoff": "0.1s",
-        "maxBackoff": "1s",
-        "backoffMultiplier": 2,
-        "retryableStatusCodes": list(codes),
-    }
-
-
-# Every method is free of side effects, so repeating a call is always safe.
+# A unary call is repeated by ``retry``, which heeds the delay that a server asks for. A stream is
+# left to gRPC, which repeats it where nobody answers and no answer has come yet: it alone still has
+# the requests that were sent. After up to 0.1, 0.2, 0.4 and 0.8 s, each drawn at random.
+# A full queue slows a stream and never ends it, so RESOURCE_EXHAUSTED is no passing state here.
 # https://github.com/grpc/proposal/blob/master/A6-client-retries.md
 _SERVICE_CONFIG = {
     "methodConfig": [
         {
-            "name": [{"service": _SERVICE}],
-            "retryPolicy": _retry("UNAVAILABLE", "RESOURCE_EXHAUSTED"),
-        },
-        # A full queue slows a stream and never ends it, so RESOURCE_EXHAUSTED there is no passing
-        # state; and once the first answer is here gRPC does not retry a stream at all.
-        {
-            "name": [{"service": _SERVICE, "method": "ScoreStream"}],
-            "retryPolicy": _retry("UNAVAILABLE"),
+            "name": [{"service": "alinfik.v1.ValuationService", "method": "ScoreStream"}],
+            "retryPolicy": {
+                "maxAttempts": 5,
+                "initialBackoff": "0.1s",
+                "maxBackoff": "1s",
+                "backoffMultiplier": 2,
+                "retryableStatusCodes": ["UNAVAILABLE"],
+            },
         },
     ]
 }

@@ -1,11 +1,13 @@
 """`alinfik info`: what a server's bundles value, how, and how well."""
 
+import json
+
 from google.protobuf import json_format
 from rich.console import Console
 from rich.table import Table
 
 from alinfik.client.sync import Client
-from alinfik.v1 import BundleManifest, LossReduction, Normalisation
+from alinfik.v1 import BundleManifest, BundleSummary, LossReduction, Normalisation
 
 
 def show_bundles(client: Client, *, as_json: bool) -> None:
@@ -13,24 +15,26 @@ def show_bundles(client: Client, *, as_json: bool) -> None:
 
     Args:
         client: the server to ask.
-        as_json: print one line a bundle, ``{"active": …, "bundle": manifest}``, instead of tables.
+        as_json: print one line a bundle instead of tables, ``{"active": …, "shadow": …, "bundle":
+            manifest}``.
     """
     console = Console()
     for summary in client.bundles():
         manifest = client.bundle(summary.bundle_id)
         if as_json:
-            print(_json_line(manifest, active=summary.active))
+            print(_json_line(manifest, summary))
         else:
-            active = " (active)" if summary.active else ""
+            role = " (active)" if summary.active else " (shadow)" if summary.shadow else ""
             # Whole, to be copied, however narrow the terminal is.
-            console.print(f"bundle {manifest.bundle_id}{active}", soft_wrap=True, highlight=False)
+            console.print(f"bundle {manifest.bundle_id}{role}", soft_wrap=True, highlight=False)
             console.print(_settings(manifest))
             console.print(_targets(manifest))
 
 
-def _json_line(manifest: BundleManifest, *, active: bool) -> str:
+def _json_line(manifest: BundleManifest, summary: BundleSummary) -> str:
     bundle = json_format.MessageToJson(manifest, preserving_proto_field_name=True, indent=None)
-    return f'{{"active": {str(active).lower()}, "bundle": {bundle}}}'
+    roles = json.dumps({"active": summary.active, "shadow": summary.shadow})
+    return f'{roles[:-1]}, "bundle": {bundle}}}'
 
 
 def _settings(manifest: BundleManifest) -> Table:

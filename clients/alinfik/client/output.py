@@ -1,23 +1,53 @@
 """Shows valuations: a JSON line for programs, a table for people."""
 
+import json
 from collections.abc import Collection
 
-from google.protobuf import json_format
 from rich.table import Table
 from rich.text import Text
 
+from alinfik.client.batches import Scored
+from alinfik.client.errors import SampleError
 from alinfik.v1 import Valuation
 
 
+def scored_json(scored: Scored) -> str:
+    """One line: the valuation, or the sample's id and provider with the error that it got."""
+    sample, outcome = scored
+    if not isinstance(outcome, SampleError):
+        return to_json(outcome)
+    error = f"{outcome.code.name}: {outcome.reason}"
+    line = {"sample_id": sample.id, "provider": sample.provider, "error": error}
+    return json.dumps(line, ensure_ascii=False)
+
+
 def to_json(valuation: Valuation) -> str:
-    """One line: the message's JSON form with the field names of the contract."""
-    return json_format.MessageToJson(
-        valuation,
-        preserving_proto_field_name=True,
-        always_print_fields_with_no_presence=True,
-        ensure_ascii=False,
-        indent=None,
-    )
+    """One line: the message's JSON form with the field names of the contract.
+
+    Written out field by field, it takes a fraction of the time that protobuf's own printer does,
+    which is what a file of millions of samples would wait for.
+    """
+    line = {
+        "sample_id": valuation.sample_id,
+        "provider": valuation.provider,
+        "bundle_id": valuation.bundle_id,
+        "values": [
+            {
+                "target": value.target,
+                "value": value.value,
+                "lower": value.lower,
+                "upper": value.upper,
+                "percentile": value.percentile,
+            }
+            for value in valuation.values
+        ],
+        "token_count": valuation.token_count,
+        "truncated": valuation.truncated,
+        # The nine digits that a float of 32 bits has.
+        "out_of_distribution_score": float(f"{valuation.out_of_distribution_score:.9g}"),
+        "out_of_distribution": valuation.out_of_distribution,
+    }
+    return json.dumps(line, ensure_ascii=False)
 
 
 def table(valuations: Collection[Valuation], caption: str) -> Table:

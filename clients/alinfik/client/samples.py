@@ -1,54 +1,44 @@
-"""Reads samples from JSON Lines, one at a time, and says where a line is wrong.
+"""Reads samples from a file, one at a time, and says where one is wrong.
 
-In: a path, plain or ``.gz``, or ``-`` for standard input. Out: ``Sample`` messages. It knows
-nothing of servers or topics, nor which well-formed samples have a value: the server judges that.
+In: a path, JSON Lines, CSV (either ``.gz`` too) or Parquet, or ``-`` for JSON Lines on standard
+input. Out: ``Sample`` messages. It knows nothing of servers or topics, nor which well-formed
+samples have a value: the server judges that.
 """
 
 import gzip
-import json
 import sys
 import zlib
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, cast
 
+from alinfik.client.rows import JSON_NAMES, Row, csv_rows, json_rows
 from alinfik.command import CommandError
 from alinfik.v1 import Sample
 
 STDIN = "-"
 _FIELDS = ("id", "provider", "prompt", "completion")
-_SHAPE = 'a line looks like {"id": "1", "provider": "p", "prompt": "…", "completion": "…"}'
-_JSON_NAMES: dict[type, str] = {
-    bool: "true or false",
-    dict: "an object",
-    float: "a number",
-    int: "a number",
-    list: "an array",
-    str: "a string",
-    type(None): "null",
-}
+# Tables number their rows; the text that is valued is text.
+_MAY_BE_INTEGER = frozenset({"id", "provider"})
 
 
 def read_samples(file: str) -> Iterator[Sample]:
-    """Read ``file`` line by line.
+    """Read ``file`` row by row, in constant memory.
 
-    Each line is a JSON object with a string ``completion`` and, where wanted, strings ``id``,
-    ``provider`` and ``prompt``; null is as good as absent. A sample without an ``id`` gets its line
-    number as one, so that its valuation can be told from the others. Other keys are ignored, and
-    blank lines are skipped.
+    A row has a string ``completion`` and, where wanted, strings ``id``, ``provider`` and
+    ``prompt``; null is as good as absent, and an integer id or provider as good as its digits. A
+    sample without an ``id`` gets its line or row number as one, so that its valuation can be told
+    from the others. Other columns are ignored.
 
     Args:
-        file: path of a JSONL file, gzipped where it ends in ``.gz``, or ``-`` for standard input.
+        file: path of a ``.csv`` or ``.parquet`` file, or of a JSON Lines file by any other name;
+            text is gzipped where it ends in ``.gz``; ``-`` is standard input.
 
     Raises:
-        CommandError: the file cannot be read, or names the line that is no sample.
+        CommandError: the file cannot be read, or names the row that is no sample.
     """
-    name = "standard input" if file == STDIN else file
-    with _reading(name), _open(file) as lines:
-        for number, line in enumerate(lines, 1):
-            if line.strip():
-                yield _sample(line, number, f"{name} line {number}")
+    return map(_sample, _rows(file))
 
 
 def count_samples(file: str) -> int | None:
@@ -59,8 +49,34 @@ def count_samples(file: str) -> int | None:
     """
     if file == STDIN or Path(file).is_fifo():
         return None
+    if _format(file) == ".parquet":
+        from alinfik.client.parquet import count_rows
+
+        with _reading(file):
+            return count_rows(file)
+    if _format(file) == ".csv":
+        return sum(1 for _ in _rows(file))  # a row may be several lines
     with _reading(file), _open(file) as lines:
         return sum(1 for line in lines if line.strip())
+
+
+def _rows(file: str) -> Iterator[Row]:
+    if _format(file) == ".parquet":
+        from alinfik.client.parquet import column_names, parquet_rows
+
+        with _reading(file):
+            if "completion" not in (names := column_names(file)):
+                raise _no_completion(file, names)
+            yield from parquet_rows(file, _FIELDS)
+        return
+    name = "standard input" if file == STDIN else file
+    rows = csv_rows if _format(file) == ".csv" else json_rows
+    with _reading(name), _open(file) as stream:
+        yield from rows(stream, name)
+
+
+def _format(file: str) -> str:
+    return Path(file.removesuffix(".gz")).suffix.lower()
 
 
 @contextmanager
@@ -82,47 +98,38 @@ def _reading(name: str) -> Generator[None]:
     except FileNotFoundError as error:
         raise CommandError(f"{name}: no such file") from error
     except IsADirectoryError as error:
-        raise CommandError(f"{name} is a directory; give a JSONL file in it") from error
+        raise CommandError(f"{name} is a directory; give a file in it") from error
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise CommandError(f"{name} is not whole gzip data ({error})") from error
     except PermissionError as error:
         raise CommandError(f"{name}: no permission to read it") from error
 
 
-def _sample(line: bytes, number: int, place: str) -> Sample:
-    try:
-        row = json.loads(line.decode("utf-8-sig").strip())
-    except UnicodeDecodeError as error:
-        raise CommandError(
-            f"{place}: not UTF-8 at byte {error.start + 1} of the line; "
-            "convert the file, for instance with iconv -t UTF-8"
-        ) from error
-    except json.JSONDecodeError as error:
-        at = f"{error.msg} at column {error.colno}"
-        raise CommandError(f"{place}: not JSON ({at}); {_SHAPE}") from error
-    except (ValueError, RecursionError) as error:  # a number too long, or nesting too deep
-        raise CommandError(f"{place}: not JSON ({error}); {_SHAPE}") from error
-    if not isinstance(row, dict):
-        raise CommandError(f"{place}: {_JSON_NAMES[type(row)]}, not an object; {_SHAPE}")
-    return _from_row(cast("dict[str, object]", row), number, place)
-
-
-def _from_row(row: dict[str, object], number: int, place: str) -> Sample:
-    if row.get("completion") is None:
-        has = ", ".join(sorted(row)[:8]) or "no keys"
-        raise CommandError(f'{place}: no "completion" (it has {has}); {_SHAPE}')
-    texts: dict[str, str] = {"id": str(number)}
+def _sample(row: Row) -> Sample:
+    cells = row.cells
+    if cells.get("completion") is None:
+        raise _no_completion(row.place, cells)
+    texts: dict[str, str] = {"id": str(row.number)}
     for field in _FIELDS:
-        text = row.get(field)
+        text = cells.get(field)
         if text is None:
             continue
+        if type(text) is int and field in _MAY_BE_INTEGER:
+            text = str(text)
         if not isinstance(text, str):
-            raise CommandError(f'{place}: "{field}" is {_JSON_NAMES[type(text)]}, not a string')
+            kind = JSON_NAMES.get(type(text), type(text).__name__)
+            raise CommandError(f'{row.place}: "{field}" is {kind}, not a string')
         try:
             text.encode()
         except UnicodeEncodeError as error:
             raise CommandError(
-                f'{place}: "{field}" holds half of a surrogate pair, which no UTF-8 text can'
+                f'{row.place}: "{field}" holds half of a surrogate pair, which no UTF-8 text can'
             ) from error
         texts[field] = text
     return Sample(**texts)
+
+
+def _no_completion(place: str, columns: Iterable[str]) -> CommandError:
+    has = ", ".join(sorted(columns)[:8]) or "nothing"
+    takes = "a sample has a completion, and may have id, provider and prompt"
+    return CommandError(f'{place}: no "completion" (it has {has}); {takes}')

@@ -1,19 +1,23 @@
-"""`alinfik score`: a file of samples to a server, valuations to a file, a pipe or a terminal."""
+"""`alinfik score`: a file of samples to a server, values to a file, a pipe or a terminal."""
 
 import sys
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Protocol
 
 from rich.console import Console
 from rich.table import Table
 
+from alinfik.client.batches import Scored
 from alinfik.client.errors import SampleError
-from alinfik.client.output import table, to_json
+from alinfik.client.output import scored_json, table
+from alinfik.client.partial import Partial
 from alinfik.client.samples import count_samples, read_samples
 from alinfik.client.sync import Client
-from alinfik.command import CommandError, FailedError, progress
-from alinfik.v1 import Valuation
+from alinfik.client.tally import Tally
+from alinfik.command import progress
+from alinfik.v1 import Sample, Valuation
 
 # What a terminal's reader looks at; the rest is for a file.
 ROWS = 50
@@ -22,81 +26,94 @@ ROWS = 50
 def score_file(
     client: Client, file: str, *, out: Path | None, targets: Sequence[str], bundle_id: str
 ) -> None:
-    """Value every sample of ``file``, in order.
+    """Value every sample of ``file``, in order and in constant memory.
+
+    All values are by the bundle that was active at the start, though another be activated
+    meanwhile.
 
     Args:
         client: the server to ask.
         file: as ``read_samples`` takes it.
-        out: the JSONL file to write, whole or not at all; standard output where None.
+        out: the file to write, whole or not at all, as ``Partial`` takes it; standard output where
+            None.
         targets: names of the targets wanted; all where empty.
         bundle_id: the bundle to value with; the active one where empty.
 
     Raises:
         FailedError: some samples have no value; each was reported on standard error.
         AlinfikError: the server could not be asked.
-        CommandError: the input is no JSONL of samples, or ``out`` cannot be written.
+        CommandError: the input is no file of samples, or ``out`` cannot be written.
     """
-    done = failed = 0
     total = count_samples(file)
-    with _writing(out) as write, progress("score", total) as advance:
-        for sample, outcome in client.score_stream(read_samples(file), targets, bundle_id):
-            done += 1
-            if isinstance(outcome, SampleError):
-                failed += 1
-                place = f"{file}: sample no. {done} (id {outcome.sample_id!r})"
-                print(f"{place}: {outcome.code.name}: {outcome.reason}", file=sys.stderr)
-            else:
-                write(outcome)
-            advance(note=sample.provider)
-    if failed:
-        raise FailedError(f"{failed} of {done} samples of {file} have no value: see above")
+    samples = read_samples(file)
+    bundle = client.bundle(bundle_id)
+    of = [one.name for one in bundle.targets if not targets or one.name in targets]
+    tally = Tally(file, "value")
+    with _writing(out, bundle.bundle_id, of) as sink, progress("score", total) as advance:
+        for has_value in sink.answered(samples):
+            tally.count_answered(failed=not has_value)
+            advance()
+        if tally.done:
+            print(f"{tally.done} samples were answered before; going on", file=sys.stderr)
+        for scored in client.score_stream(samples, targets, bundle.bundle_id):
+            sink.add(scored)
+            outcome = scored.outcome
+            tally.count(outcome if isinstance(outcome, SampleError) else None)
+            advance(note=scored.sample.provider)
+    tally.check("above" if out is None else f"the errors in {out}")
+
+
+class _Sink(Protocol):
+    """Where answers go."""
+
+    def answered(self, samples: Iterator[Sample]) -> Iterator[bool]:
+        """Draw the samples that are there already; whether each has a value."""
+        ...
+
+    def add(self, scored: Scored) -> None:
+        """Take the next answer."""
+        ...
 
 
 @contextmanager
-def _writing(out: Path | None) -> Generator[Callable[[Valuation], None]]:
-    """Where valuations go: a file, a pipe, or a table on a terminal."""
+def _writing(out: Path | None, bundle_id: str, targets: Sequence[str]) -> Generator[_Sink]:
     console = Console()
     if out is not None:
-        with _renamed_when_whole(out) as write:
-            yield write
+        with Partial(out, bundle_id, targets) as partial:
+            yield partial
     elif console.is_terminal:
         first = _First()
-        yield first.add
+        yield first
         console.print(first.table())
     else:
-        yield lambda valuation: print(to_json(valuation))
+        yield _Pipe()
 
 
-class _First:
+class _Pipe:
+    """Standard output, which holds nothing before the first answer."""
+
+    def answered(self, samples: Iterator[Sample]) -> Iterator[bool]:  # noqa: ARG002
+        return iter(())
+
+    def add(self, scored: Scored) -> None:
+        print(scored_json(scored))
+
+
+class _First(_Pipe):
     """Gathers the first ``ROWS`` valuations for a table, and counts the rest."""
 
     def __init__(self) -> None:
         self._shown: list[Valuation] = []
         self._count = 0
 
-    def add(self, valuation: Valuation) -> None:
+    def add(self, scored: Scored) -> None:
+        if isinstance(scored.outcome, SampleError):
+            return
         self._count += 1
         if self._count <= ROWS:
-            self._shown.append(valuation)
+            self._shown.append(scored.outcome)
 
     def table(self) -> Table:
         more = self._count - len(self._shown)
         note = f" and {more} more rows" if more else ""
         return table(self._shown, f"--out FILE keeps the 90 % intervals{note}")
-
-
-@contextmanager
-def _renamed_when_whole(out: Path) -> Generator[Callable[[Valuation], None]]:
-    if out.is_dir():
-        raise CommandError(f"--out {out} is a directory; give a file in it")
-    partial = out.with_name(out.name + ".partial")
-    try:
-        stream = partial.open("w", encoding="utf-8")
-    except OSError as error:
-        raise CommandError(f"--out {out}: cannot be written ({error.strerror})") from error
-    try:
-        with stream:
-            yield lambda valuation: print(to_json(valuation), file=stream)
-        partial.replace(out)
-    finally:
-        partial.unlink(missing_ok=True)
