@@ -227,7 +227,8 @@ def test_the_log_says_whose_call_failed(
         grpc.insecure_channel(server.grpc) as channel,
     ):
         metadata = [("authorization", f"Bearer {tokens['score']}")]
-        call = ValuationServiceStub(channel).Score.future(REQUEST, metadata=metadata)
+        fatal = ScoreRequest(samples=[Sample(completion="A text of friends.")])
+        call = ValuationServiceStub(channel).Score.future(fatal, metadata=metadata)
         assert call.code() is grpc.StatusCode.INTERNAL
     log = "".join(server.log)
     assert '"caller": "the-score"' in log

@@ -151,7 +151,8 @@ def test_a_full_queue_is_resource_exhausted_with_retry_info(slow_bundle: Path) -
     async def main() -> None:
         full = {"queue_samples": 1, "max_samples_per_request": 1, "batch_tokens": 1}
         async with served(slow_bundle, **full) as (_, stub):
-            calls = [stub.Score(ScoreRequest(samples=[CLIPS])) for _ in range(6)]
+            texts = [Sample(completion=f"{n} clips") for n in range(6)]
+            calls = [stub.Score(ScoreRequest(samples=[text])) for text in texts]
             ends = await asyncio.gather(*calls, return_exceptions=True)
             refused = [end for end in ends if isinstance(end, grpc.aio.AioRpcError)]
             assert len(refused) >= 4

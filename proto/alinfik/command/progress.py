@@ -27,7 +27,7 @@ def progress(title: str, total: int | None) -> Generator[Advance]:
 
     Args:
         title: what the step does: ``label pool``.
-        total: its length in units, or None where it is not known.
+        total: its length in units, or None where it is not known; of 0 there is nothing to show.
 
     Yields:
         A function that the step calls as it goes.
@@ -71,4 +71,5 @@ def _lines(title: str, total: int | None) -> Generator[Advance]:
             say(note)
 
     yield advance
-    say("done")
+    if total != 0:
+        say("done")

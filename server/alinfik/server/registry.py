@@ -78,7 +78,13 @@ class Registry:
             await engine.start()
             self._loaded[bundle.id] = _Loaded(engine)
             self._show()
-        _log.info("bundle loaded", bundle_id=bundle.id, path=str(bundle.path))
+        _log.info(
+            "bundle loaded",
+            bundle_id=bundle.id,
+            path=str(bundle.path),
+            workers=engine.warm.workers,
+            tokens_per_second=round(engine.warm.tokens_per_second),
+        )
 
     def activate(self, bundle_id: str) -> None:
         """Have a loaded bundle value the requests that name none.

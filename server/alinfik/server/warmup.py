@@ -13,7 +13,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
-import structlog
 
 from alinfik.server.bundle import Bundle, BundleError, Precision
 from alinfik.server.device import Device, find_device
@@ -27,8 +26,6 @@ BATCH_TOKENS: dict[Device, int] = {"cpu": 2048, "cuda": 32_768}
 _MEASURE_SECONDS = 0.3
 # More batches at once mean that each takes longer: only for what shows beyond the noise.
 _WORTH = 1.1
-
-_log = structlog.get_logger()
 
 
 @dataclass(frozen=True)
@@ -74,7 +71,6 @@ def warm_up(bundle: Bundle, settings: ServerSettings, last_id: int) -> Warm:
             raise BundleError(f"{bundle.path} fails on its first batch: {error}") from error
         if best is None or speed > _WORTH * best.tokens_per_second:
             best = Warm(runtime, precision, workers, batch_tokens, speed)
-        _log.info("warmed up", workers=workers, threads=threads, tokens_per_second=round(speed))
     assert best is not None, "there is always a way to run"  # noqa: S101
     return best
 
