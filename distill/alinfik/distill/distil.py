@@ -10,10 +10,10 @@ from dataclasses import dataclass, replace
 import torch
 
 from alinfik.distill.backbones import Backbone, Reading
-from alinfik.distill.calibrate import FittedScale, Scales, ServedModel, TokenModel, described
+from alinfik.distill.calibrate import Scales, ServedModel, TokenModel, described
 from alinfik.distill.checkpoint import Checkpoint
 from alinfik.distill.encoding import Encoded, Encoder
-from alinfik.distill.fit import Plan, estimate, fit
+from alinfik.distill.fit import Plan, estimate, fit, learn_scales
 from alinfik.distill.intervals import calibrated
 from alinfik.distill.labels import Labels
 from alinfik.distill.llm import choose_device
@@ -81,9 +81,10 @@ def distil(
         found = estimate(proxy, judged.samples, plan.pad_id)
     else:
         judged = data.take(all_known)
-        scales = Scales(FittedScale(judged.labels), scales.tokens)
+        scales = learn_scales(judged).to(choose_device())
         fold = folds(labels.take(all_known).rows, plan.split_by, _FOLDS)
-        found = cross_fit(proxy, judged, scales.samples, fold, plan.pad_id)
+        found = cross_fit(proxy, judged, scales, fold, plan.pad_id)
+        scales = scales.to(torch.device("cpu"))
     proxy.cpu()
     residuals = scales.samples.restore(found.samples).double().numpy() - judged.labels
     spread, half_width = calibrated(described(found).double().numpy(), residuals)

@@ -76,8 +76,11 @@ def fit(
     The loss is Huber's on the fitted scale, on samples and, at half weight, on tokens. Embeddings
     stay as they are: a few thousand samples touch a few of them. Training starts from regressions
     in closed form (`alinfik.distill.probe`). Of these and all epochs that is kept which ranks the
-    validation samples best, by Spearman's correlation in the mean over targets.
+    validation samples best, by Spearman's correlation in the mean over targets. With no epochs
+    there is nothing to choose, and the regressions are left to whoever fits them to more samples.
     """
+    if plan.epochs == 0 and proxy.backbone.informed:
+        return Fitted(learn_scales(data), trained=False)
     run = _Run(proxy, data, plan)
     if state := checkpoint.load():
         run.restore(state["run"])
@@ -114,6 +117,12 @@ def fit(
     return Fitted(run.scales, trained=best_epoch >= 0 or not proxy.backbone.informed)
 
 
+def learn_scales(data: Training) -> Scales:
+    """Return the scales on which the samples' labels and token values are tame."""
+    tokens = FittedScale(np.concatenate(data.token_values)) if data.token_values else None
+    return Scales(FittedScale(data.labels), tokens)
+
+
 class _Run:
     """What an epoch needs, and what must be kept between two of them."""
 
@@ -122,8 +131,7 @@ class _Run:
         self._data = data
         self._seed = plan.seed
         self._device = next(proxy.parameters()).device
-        tokens = FittedScale(np.concatenate(data.token_values)) if data.token_values else None
-        self.scales = Scales(FittedScale(data.labels), tokens).to(self._device)
+        self.scales = learn_scales(data).to(self._device)
         self._batches = list(batched_by_length(data.samples, plan.batch_tokens, plan.pad_id))
         self._optimiser, self._schedule = _optimiser(proxy, plan.epochs * len(self._batches))
         self._half = choose_dtype("auto", self._device) == torch.bfloat16

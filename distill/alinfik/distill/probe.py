@@ -19,6 +19,7 @@ from torch import Tensor
 
 from alinfik.distill.batches import batched_by_length
 from alinfik.distill.calibrate import FittedScale, Scales
+from alinfik.distill.llm import choose_dtype
 from alinfik.distill.proxy import Estimate, Proxy
 from alinfik.distill.training_data import Training, token_targets
 
@@ -40,30 +41,25 @@ def fit_probes(proxy: Proxy, data: Training, scales: Scales, pad_id: int) -> Non
         pad_id: fills batches up.
     """
     read = _read(proxy, data, scales, pad_id)
-    _set_probe(proxy, _Ridge(read.probed, _fitted(scales.samples, data.labels)))
-    if read.tokens is not None:
-        solution = read.tokens.solve()
-        with torch.no_grad():
-            proxy.token_head.weight.copy_(solution[:-1].T)
-            proxy.token_head.bias.copy_(solution[-1])
+    _set(proxy, _Ridge(read.probed, _fitted(scales.samples, data.labels)), read.tokens)
 
 
 def cross_fit(
-    proxy: Proxy, data: Training, scale: FittedScale, folds: Sequence[int], pad_id: int
+    proxy: Proxy, data: Training, scales: Scales, folds: Sequence[int], pad_id: int
 ) -> Estimate:
-    """Set the probe by all samples; return what it says of each when fitted without its fold.
+    """Set both by all samples; return what the probe says of each when fitted without its fold.
 
     Args:
         proxy: untrained but for its probes, on any device.
         data: N samples.
-        scale: the scale to estimate on.
+        scales: the scales to estimate on.
         folds: N, the number of each sample's fold.
         pad_id: fills batches up.
     """
-    read = _read(proxy, data, None, pad_id)
-    labels = _fitted(scale, data.labels)
+    read = _read(proxy, data, scales, pad_id)
+    labels = _fitted(scales.samples, data.labels)
     whole = _Ridge(read.probed, labels)
-    _set_probe(proxy, whole)
+    _set(proxy, whole, read.tokens)
     estimates = np.empty_like(labels)
     number = np.array(folds)
     for fold in set(folds):
@@ -87,7 +83,7 @@ class _Reading:
 
 
 @torch.no_grad()
-def _read(proxy: Proxy, data: Training, scales: Scales | None, pad_id: int) -> _Reading:
+def _read(proxy: Proxy, data: Training, scales: Scales, pad_id: int) -> _Reading:
     """Read all samples once; their tokens' values too, where ``scales`` has a scale for them."""
     device = next(proxy.parameters()).device
     count = len(data.samples)
@@ -95,18 +91,21 @@ def _read(proxy: Proxy, data: Training, scales: Scales | None, pad_id: int) -> _
     features = torch.zeros(count, proxy.backbone.width)
     lengths = torch.zeros(count, 2)
     tokens = None
-    if scales and scales.tokens:
+    if scales.tokens:
         tokens = _Moments(proxy.token_head.in_features + 1, len(data.labels[0]), device)
+    half = choose_dtype("auto", device) == torch.bfloat16
     for batch in batched_by_length(data.samples, _BATCH_TOKENS, pad_id):
         here = batch.to(device)
-        states = proxy.states(here.input_ids, here.attention_mask, here.completion_mask)
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=half):
+            states = proxy.states(here.input_ids, here.attention_mask, here.completion_mask)
+        states = states.float()
         found = proxy.pooled(states, here.attention_mask, here.completion_mask)
-        probed[batch.indices] = found.probed.float().cpu()
-        features[batch.indices] = found.mean.float().cpu()
-        lengths[batch.indices] = found.lengths.float().cpu()
-        if tokens and scales and scales.tokens:
+        probed[batch.indices] = found.probed.cpu()
+        features[batch.indices] = found.mean.cpu()
+        lengths[batch.indices] = found.lengths.cpu()
+        if tokens and scales.tokens:
             mask, values = token_targets(data, batch)
-            tokens.add(states[mask.to(device)].float(), scales.tokens.fit(values.to(device)))
+            tokens.add(states[mask.to(device)], scales.tokens.fit(values.to(device)))
     return _Reading(probed.double().numpy(), features, lengths, tokens)
 
 
@@ -145,9 +144,13 @@ class _Ridge:
 
 
 @torch.no_grad()
-def _set_probe(proxy: Proxy, ridge: _Ridge) -> None:
+def _set(proxy: Proxy, ridge: _Ridge, tokens: "_Moments | None") -> None:
     proxy.probe.weight.copy_(torch.tensor(ridge.weight))
     proxy.probe.bias.copy_(torch.tensor(ridge.bias))
+    if tokens is not None:
+        solution = tokens.solve()
+        proxy.token_head.weight.copy_(solution[:-1].T)
+        proxy.token_head.bias.copy_(solution[-1])
 
 
 class _Moments:
