@@ -1,7 +1,8 @@
 """A second opinion on the server, by a load generator that others wrote, and not in Python.
 
 In: an address and rows. Out: what ghz (https://ghz.sh) measures with callers in a closed loop. It
-learns the method by reflection and reads its requests from a file, each of which it sends once.
+reads the contract and its requests, each of which it sends once, from files that are made for it:
+it asks reflection for a method's name, and grpcio's knows services alone.
 """
 
 import json
@@ -11,7 +12,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from google.protobuf.descriptor import FileDescriptor
+from google.protobuf.descriptor_pb2 import FileDescriptorSet
+
 from alinfik.distill.samples import Row
+from alinfik.v1 import valuation_service_pb2
 
 _METHOD = "alinfik.v1.ValuationService.Score"
 
@@ -36,9 +41,11 @@ def by_ghz(command: str, address: str, rows: Sequence[Row], size: int, callers: 
         for group in (rows[start : start + size] for start in range(0, len(rows), size))
     ]
     with tempfile.TemporaryDirectory() as directory:
-        data = Path(directory) / "requests.json"
+        data, contract = Path(directory) / "requests.json", Path(directory) / "contract.protoset"
         data.write_text(json.dumps(requests))
-        flags = ["--insecure", "--call", _METHOD, "--data-file", str(data), "--format", "json"]
+        contract.write_bytes(_contract().SerializeToString())
+        flags = ["--insecure", "--call", _METHOD, "--protoset", str(contract)]
+        flags += ["--data-file", str(data), "--format", "json"]
         flags += ["--total", str(len(requests)), "--concurrency", str(callers), "--timeout", "60s"]
         ran = subprocess.run([command, *flags, address], check=True, stdout=subprocess.PIPE)
     said = json.loads(ran.stdout)
@@ -47,3 +54,19 @@ def by_ghz(command: str, address: str, rows: Sequence[Row], size: int, callers: 
         {one["percentage"]: one["latency"] / 1e6 for one in said["latencyDistribution"]},
         len(requests) - said["statusCodeDistribution"].get("OK", 0),
     )
+
+
+def _contract() -> FileDescriptorSet:
+    """The service's file and all that it imports, imports first."""
+    files: dict[str, FileDescriptor] = {}
+
+    def add(file: FileDescriptor) -> None:
+        for imported in file.dependencies:
+            add(imported)
+        files[file.name] = file
+
+    add(valuation_service_pb2.DESCRIPTOR)
+    found = FileDescriptorSet()
+    for file in files.values():
+        file.CopyToProto(found.file.add())
+    return found

@@ -40,6 +40,7 @@ is slower under a profiler, so read shares and not sums.
 import asyncio
 import os
 import shutil
+import signal
 from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any
@@ -106,8 +107,9 @@ def profile(bundle: Path, traffic: Traffic, seconds: float, log: Path) -> None:
     profiled = log.with_suffix(".prof")
     with running_server(bundle, log, profiled) as server:
         bench = Bench(server, bundle, traffic, seconds)
+        server.process.send_signal(signal.SIGUSR1)
         bench.stream(1)
-    # All of them: the profiler has seen those outside the window, too.
+    # All: the profiler has seen those outside the window, too.
     samples = sum(answer.valued for answer in bench.points["stream1"].load.answers)
     print_profile(profiled, samples, _PROFILED)
 

@@ -26,7 +26,6 @@ class Server:
     """A server that is ready."""
 
     address: str
-    precision: str
     process: psutil.Process
 
 
@@ -50,13 +49,13 @@ def running_server(bundle: Path, log: Path, profile: Path | None = None) -> Gene
         log: where its log goes.
         profile: where cProfile's account of its event loop goes, at its end.
     """
-    profiler = ["-m", "cProfile", "-o", str(profile)] if profile else []
-    command = [sys.executable, *profiler, "-m", "alinfik.server", "--bundle", str(bundle)]
+    program = ["benchmarks.profiled", str(profile)] if profile else ["alinfik.server"]
+    command = [sys.executable, "-m", *program, "--bundle", str(bundle)]
     command += ["--listen", "127.0.0.1:0", "--metrics", "127.0.0.1:0", "--log-format", "json"]
     with log.open("w") as written, subprocess.Popen(command, stderr=written) as process:
         try:
-            ready = _wait_until_ready(process, log)
-            yield Server(ready["grpc"], ready["precision"], psutil.Process(process.pid))
+            address = _wait_until_ready(process, log)
+            yield Server(address, psutil.Process(process.pid))
         finally:
             process.terminate()
             try:
@@ -65,15 +64,15 @@ def running_server(bundle: Path, log: Path, profile: Path | None = None) -> Gene
                 process.kill()
 
 
-def _wait_until_ready(process: subprocess.Popen[bytes], log: Path) -> dict[str, str]:
+def _wait_until_ready(process: subprocess.Popen[bytes], log: Path) -> str:
     while True:
         ended = process.poll() is not None
         for line in log.read_text().splitlines():
             event = json.loads(line) if line.startswith("{") else {}
             if event.get("message") == "ready":
-                return event
+                return event["grpc"]
         if ended:
-            raise SystemExit(f"the server ended at once:\n{log.read_text()}")
+            raise SystemExit(f"the server ended before it was ready; {log} says why")
         time.sleep(0.1)
 
 
@@ -112,7 +111,7 @@ def _cpu_seconds(process: psutil.Process) -> float:
 
 def print_profile(profile: Path, samples: float, count: int) -> None:
     """Print the ``count`` functions that took most, by their own time, in µs a sample."""
-    stats = pstats.Stats(str(profile)).stats  # pyright: ignore[reportAttributeAccessIssue]
+    stats = pstats.Stats(str(profile)).stats
     print(f"{'µs a sample':>12} {'with callees':>12} {'calls a sample':>14}  function")
     by_own_time = sorted(stats.items(), key=lambda entry: -entry[1][2])
     for (file, line, function), (_, calls, own, total, _) in by_own_time[:count]:
