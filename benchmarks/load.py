@@ -12,7 +12,7 @@ import time
 from collections import deque
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import grpc
@@ -20,7 +20,7 @@ import numpy as np
 
 _METHOD = "/alinfik.v1.ValuationService/"
 _OPTIONS = (("grpc.enable_retries", 0), ("grpc.max_receive_message_length", -1))
-# Before the window in which answers count: queues fill, pools grow, branches are learnt.
+# Before answers of an open loop count: the queue fills meanwhile.
 _WARM_SECONDS = 2.0
 # More than a full queue takes to empty; a call that is longer under way counts as failed.
 _PATIENCE_SECONDS = 60.0
@@ -42,16 +42,21 @@ class Answer(NamedTuple):
 
 @dataclass(frozen=True)
 class Load:
-    """The answers to one load, and the window of time in which they count."""
+    """The answers to one load, and the window of time in which they count.
 
+    A closed loop's is all of it, from the first request to the last answer. Answers come in lumps,
+    since a server batches what is alike and answers in order; cut at any other time, the window
+    would lose or gain as many samples as are in flight.
+    """
+
+    answers: list[Answer]
     begun: float
     ended: float
-    answers: list[Answer] = field(default_factory=list)
 
     @property
     def goodput(self) -> float:
         """Samples valued a second, by answers that came within the window."""
-        valued = sum(a.valued for a in self.answers if self.begun <= a.ended < self.ended)
+        valued = sum(a.valued for a in self.answers if self.begun <= a.ended <= self.ended)
         return valued / (self.ended - self.begun)
 
     @property
@@ -76,7 +81,7 @@ class Load:
         return [float(q) for q in np.percentile(taken or [np.nan], percentiles)]
 
     def _due(self) -> Sequence[Answer]:
-        return [answer for answer in self.answers if self.begun <= answer.due < self.ended]
+        return [answer for answer in self.answers if self.begun <= answer.due <= self.ended]
 
 
 class Generator:
@@ -94,22 +99,24 @@ class Generator:
 
     async def closed_loop(self, requests: Iterator[bytes], callers: int, seconds: float) -> Load:
         """Let ``callers`` each send a request, wait for its answer, and send the next."""
+        answers: list[Answer] = []
 
         async def caller() -> None:
-            while (now := time.perf_counter()) < load.ended:
-                load.answers.append(await self._ask(score, next(requests), now))
+            while (now := time.perf_counter()) < begun + seconds:
+                answers.append(await self._ask(score, next(requests), now))
 
         async with self._channel() as channel, asyncio.TaskGroup() as group:
             score = channel.unary_unary(_METHOD + "Score")
-            load = _window(seconds)
+            begun = time.perf_counter()
             for _ in range(callers):
                 group.create_task(caller())
-        return load
+        return Load(answers, begun, answers[-1].ended)
 
     async def streams(
         self, requests: Iterator[bytes], streams: int, in_flight: int, seconds: float
     ) -> Load:
         """Keep ``in_flight`` requests unanswered on each of ``streams``."""
+        answers: list[Answer] = []
 
         async def stream() -> None:
             call = channel.stream_stream(_METHOD + "ScoreStream")()
@@ -121,33 +128,35 @@ class Generator:
                 reply = await call.read()
                 now = time.perf_counter()
                 valued = reply.count(self._mark)
-                load.answers.append(Answer(sent.popleft(), now, valued, "OK", retry_info=False))
-                if now < load.ended:
+                answers.append(Answer(sent.popleft(), now, valued, "OK", retry_info=False))
+                if now < begun + seconds:
                     sent.append(now)
                     await call.write(next(requests))
             await call.done_writing()
 
         async with self._channel() as channel, asyncio.TaskGroup() as group:
-            load = _window(seconds)
+            begun = time.perf_counter()
             for _ in range(streams):
                 group.create_task(stream())
-        return load
+        return Load(answers, begun, answers[-1].ended)
 
     async def open_loop(self, requests: Iterator[bytes], rate: float, seconds: float) -> Load:
         """Send ``rate`` requests a second, as independent callers would: a Poisson process."""
+        answers: list[Answer] = []
         random = np.random.default_rng(0)
 
         async def ask(due: float) -> None:
-            load.answers.append(await self._ask(score, next(requests), due))
+            answers.append(await self._ask(score, next(requests), due))
 
         async with self._channel() as channel, asyncio.TaskGroup() as group:
             score = channel.unary_unary(_METHOD + "Score")
-            load, now = _window(seconds), time.perf_counter()
-            while (now := now + random.exponential(1 / rate)) < load.ended:
-                # Also where the next is due already, or those before it would never be sent.
-                await asyncio.sleep(max(0.0, now - time.perf_counter()))
-                group.create_task(ask(now))
-        return load
+            due = time.perf_counter()
+            begun = due + _WARM_SECONDS
+            while (due := due + random.exponential(1 / rate)) < begun + seconds:
+                # Also where it is due already, or those before it would never be sent.
+                await asyncio.sleep(max(0.0, due - time.perf_counter()))
+                group.create_task(ask(due))
+        return Load(answers, begun, begun + seconds)
 
     async def _ask(
         self, score: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes], request: bytes, due: float
@@ -170,11 +179,6 @@ class Generator:
                 yield channel
         finally:
             gc.unfreeze()
-
-
-def _window(seconds: float) -> Load:
-    begun = time.perf_counter() + _WARM_SECONDS
-    return Load(begun, begun + seconds)
 
 
 def _says_when_to_retry(error: grpc.aio.AioRpcError) -> bool:

@@ -109,7 +109,6 @@ def profile(bundle: Path, traffic: Traffic, seconds: float, log: Path) -> None:
         bench = Bench(server, bundle, traffic, seconds)
         server.process.send_signal(signal.SIGUSR1)
         bench.stream(1)
-    # All: the profiler has seen those outside the window, too.
     samples = sum(answer.valued for answer in bench.points["stream1"].load.answers)
     print_profile(profiled, samples, _PROFILED)
 

@@ -94,7 +94,7 @@ def test_figures_are_of_the_window_and_from_when_a_request_was_due():
         Answer(due=11.9, ended=14.9, valued=8, status="OK", retry_info=False),
         Answer(due=11.9, ended=14.9, valued=0, status="INTERNAL", retry_info=False),
     ]
-    load = Load(10.0, 12.0, answers)
+    load = Load(answers, 10.0, 12.0)
     assert load.goodput == (8 + 8) / 2
     assert load.refused == 1 / 4
     assert load.retry_info == 1
