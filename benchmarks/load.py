@@ -9,7 +9,7 @@ the generator takes little of the cores that it shares with the server. Knows no
 import asyncio
 import gc
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -71,9 +71,9 @@ class Load:
         return float(np.mean([a.retry_info for a in self.answers if a.status == REFUSED] or [1.0]))
 
     @property
-    def failed(self) -> int:
-        """Requests that were neither answered nor refused."""
-        return sum(answer.status not in ("OK", REFUSED) for answer in self.answers)
+    def failed(self) -> Counter[str]:
+        """How many requests were neither answered nor refused, by status."""
+        return Counter(a.status for a in self.answers if a.status not in ("OK", REFUSED))
 
     def latency_ms(self, *percentiles: float, status: str = "OK") -> list[float]:
         """Percentiles of the time to an answer of ``status``, of requests due within the window."""

@@ -50,6 +50,9 @@ def report(
     """Print everything."""
     console = Console(width=140)
     console.print(loads(limit, points, opinion))
+    for point in points.values():
+        for status, count in point.load.failed.items():
+            console.print(f"{point.label}: {count:,} calls ended with {status}", highlight=False)
     found = figures(limit, points)
     limits = _BAG_LIMITS if backbone == "bag" else _LIMITS
     table = Table("figure", "value", "limit", "")
@@ -71,7 +74,7 @@ def loads(limit: Limit, points: Mapping[str, Point], opinion: Opinion | None) ->
     table.add_row(way, f"{rate:,.0f}", "1")
     for point in points.values():
         load, usage = point.load, point.usage
-        refusal = f"{load.latency_ms(50, status=REFUSED)[0]:.1f}" if load.refused else ""
+        refusal = f"{load.latency_ms(50, status=REFUSED)[0]:,.1f}" if load.refused else ""
         table.add_row(
             point.label,
             f"{load.goodput:,.0f}",
@@ -124,5 +127,5 @@ def figures(limit: Limit, points: Mapping[str, Point]) -> dict[str, float]:
     if soak := points.get("soak"):
         found["memory_ratio_soak"] = soak.usage.last_bytes / soak.usage.first_bytes
         found["memory_most_ratio_soak"] = soak.usage.most_bytes / soak.usage.first_bytes
-    found["failed"] = sum(point.load.failed for point in points.values())
+    found["failed"] = sum(point.load.failed.total() for point in points.values())
     return found

@@ -62,7 +62,7 @@ def test_valued_samples_and_refusals_are_those_of_the_server(loop: str):
     assert statuses.count("RESOURCE_EXHAUSTED") == len(server.requests) // 3
     assert statuses.count("OK") == len(server.requests) - len(server.requests) // 3
     assert {answer.valued for answer in load.answers if answer.status == "OK"} == {4}
-    assert load.failed == 0
+    assert not load.failed
     refusals = [answer.retry_info for answer in load.answers if answer.status != "OK"]
     assert refusals.count(True) == sum(n % 2 for n in range(3, len(statuses) + 1, 3))
     assert len(set(texts(server.requests))) == 4 * len(server.requests), "a text came twice"
@@ -98,7 +98,7 @@ def test_figures_are_of_the_window_and_from_when_a_request_was_due():
     assert load.goodput == (8 + 8) / 2
     assert load.refused == 1 / 4
     assert load.retry_info == 1
-    assert load.failed == 1
+    assert load.failed == {"INTERNAL": 1}
     assert load.latency_ms(50) == pytest.approx([2000])
     assert load.latency_ms(50, status=refused) == pytest.approx([10])
 
