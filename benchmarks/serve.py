@@ -1,0 +1,176 @@
+"""The gRPC server under load, against the model alone: `python -m benchmarks.serve`.
+
+One run, six minutes on two cores, which the server and its load generator share. It measures
+
+    the limit      the model in ONNX Runtime with the texts tokenised ahead, sorted by length, in
+                   the best batches found, no server (`benchmarks.limit`); before and after the
+                   server, the better of the two
+    closed loops   `Score` with 1, 8 and 32 samples a request, 512 samples being unanswered in all,
+                   and `ScoreStream` with 64 a request, 8 requests being unanswered on one stream
+                   and on each of four
+    open loops     `Score` at 50, 80 and 300 % of what the closed loop of that size reached: Poisson
+                   arrivals that wait for nobody, latency from the moment a request was due, no
+                   retries
+
+with real texts, `fresh.jsonl` of `benchmarks.pool`. None is sent twice, since a server may remember
+what it has valued: six letters that count up stand at the place of each completion's first six
+characters, in the server's texts and in the limit's alike (`benchmarks.traffic`). The server runs
+on the CPU with its defaults. Two tables, and a JSON object as the last line:
+
+    limit_samples_per_second
+    stream_ratio        samples a second by one stream over the limit                     >= 0.90
+    unary32_ratio       the same by Score with 32 samples a request                       >= 0.85
+    goodput_ratio_300   samples valued a second at 300 % over the most that requests of
+                        that size reached otherwise                                       >= 0.95
+    p99_over_batch_80   p99 at 80 % over the time of one full batch in the model           < 4
+    refusal_ms_p50      median time to RESOURCE_EXHAUSTED at 300 %                        <= 50
+    retry_info          share of refusals that say when to come back                      >= 1
+    memory_ratio_300    most memory (RSS) at 300 % over that when it began
+    failed              requests neither answered nor refused                             <= 0
+
+A bag of embeddings (`--backbone bag`) costs the model next to nothing, so the run measures the
+server's own work, and against a speed: `stream_samples_per_second` >= 20,000.
+
+`--soak-seconds 300` adds so long a load at 300 %, and `memory_ratio_soak`, memory at its end over
+that when it began, <= 1.05. `--ghz` has ghz repeat the closed loop of 32. `--profile` loads a
+server under cProfile with one stream, and prints what its event loop spends its time on; all Python
+is slower under a profiler, so read shares and not sums.
+"""
+
+import asyncio
+import os
+import shutil
+import signal
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Any
+
+from alinfik.distill.bundle import read_manifest
+from alinfik.distill.samples import read_rows
+from benchmarks.bundles import trained
+from benchmarks.ghz import Opinion, by_ghz
+from benchmarks.limit import measured_limit
+from benchmarks.load import Generator, Load
+from benchmarks.pool import arguments, write_pool
+from benchmarks.serve_report import Point, report
+from benchmarks.serving import Server, print_profile, running_server, usage
+from benchmarks.traffic import Traffic
+
+# As many as the server lets one stream have by default, so that all ways are compared at one depth.
+_IN_FLIGHT = 512
+_STREAM_SIZE = 64
+_OPEN_SIZE = 8
+# Past so many calls a second the generator would be what is measured; then requests are larger.
+_OPEN_CALLS = 1000
+_GHZ_SIZE = 32
+# What its file of requests may hold: 40 MB of text.
+_GHZ_SAMPLES = 64_000
+_PROFILED = 40
+
+
+def main() -> None:
+    """Run the benchmark."""
+    parser = arguments(__doc__)
+    parser.add_argument("--backbone", default="encoder", help="whose bundle to serve")
+    parser.add_argument("--bundle", type=Path, help="another bundle to serve")
+    parser.add_argument("--seconds", type=float, default=20.0, help="of each measurement")
+    parser.add_argument("--soak-seconds", type=float, default=0.0, help="of load at 300 %%")
+    parser.add_argument("--ghz", nargs="?", const="ghz", help="measure by ghz too; its path")
+    parser.add_argument("--profile", action="store_true", help="profile a stream, and no more")
+    options = parser.parse_args()
+    if options.ghz and not shutil.which(options.ghz):
+        parser.error(f"no {options.ghz}; go install github.com/bojand/ghz/cmd/ghz@latest")
+    # The limit is the CPU's, so the server must not find a GPU.
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    bundle = options.bundle or trained(options.backbone, options.data, options.out)
+    texts = options.out / "fresh.jsonl"
+    if not texts.exists():
+        write_pool(options.data, options.out)
+    traffic = Traffic(list(read_rows(texts)))
+    log = options.out / "serve.log"
+    if options.profile:
+        profile(bundle, traffic, options.seconds, log)
+        return
+    limits = [measured_limit(bundle, traffic.rows(), options.seconds)]
+    with running_server(bundle, log) as server:
+        bench = Bench(server, bundle, traffic, options.seconds)
+        bench.closed_loops()
+        bench.open_loops(options.soak_seconds)
+        opinion = bench.second_opinion(options.ghz) if options.ghz else None
+    limits.append(measured_limit(bundle, traffic.rows(), options.seconds))
+    limit = max(limits, key=lambda limit: limit.samples_per_second)
+    report(read_manifest(bundle).proxy.backbone, limit, bench.points, opinion)
+
+
+def profile(bundle: Path, traffic: Traffic, seconds: float, log: Path) -> None:
+    """Print what the event loop of a server under a profiler does for one stream's samples."""
+    profiled = log.with_suffix(".prof")
+    with running_server(bundle, log, profiled) as server:
+        bench = Bench(server, bundle, traffic, seconds)
+        server.process.send_signal(signal.SIGUSR1)
+        bench.stream(1)
+    samples = sum(answer.valued for answer in bench.points["stream1"].load.answers)
+    print_profile(profiled, samples, _PROFILED)
+
+
+class Bench:
+    """One server, loaded in one way after another; ``points`` is what came of it, by name."""
+
+    def __init__(self, server: Server, bundle: Path, traffic: Traffic, seconds: float) -> None:
+        self.points: dict[str, Point] = {}
+        self._server = server
+        self._generator = Generator(server.address, read_manifest(bundle).bundle_id)
+        self._traffic = traffic
+        self._seconds = seconds
+
+    def closed_loops(self) -> None:
+        """See how much the server can do, by every way in."""
+        for size in (1, 8, 32):
+            self._score(size)
+        for streams in (1, 4):
+            self.stream(streams)
+
+    def open_loops(self, soak_seconds: float) -> None:
+        """See how it bears some of that, and more than that."""
+        size = _OPEN_SIZE
+        while 3 * self.points["stream1"].load.goodput / size > _OPEN_CALLS:
+            size *= 2
+        if f"score{size}" not in self.points:
+            self._score(size)
+        capacity = self.points[f"score{size}"].load.goodput
+        loads = {f"open{percent}": (percent, self._seconds) for percent in (50, 80, 300)}
+        if soak_seconds:
+            loads["soak"] = 300, soak_seconds
+        for name, (percent, seconds) in loads.items():
+            rate = capacity / size * percent / 100
+            requests = self._traffic.requests(size)
+            label = f"Score of {size}, {percent} % load, {seconds:.0f} s"
+            self._run(name, label, self._generator.open_loop(requests, rate, seconds))
+
+    def stream(self, streams: int) -> None:
+        """Keep so many streams busy."""
+        requests = self._traffic.requests(_STREAM_SIZE)
+        load = self._generator.streams(requests, streams, _IN_FLIGHT // _STREAM_SIZE, self._seconds)
+        self._run(f"stream{streams}", f"{streams} x ScoreStream of {_STREAM_SIZE}", load)
+
+    def second_opinion(self, ghz: str) -> Opinion:
+        """Have ghz measure what the closed loop of 32 did, for about as long."""
+        expected = self.points[f"score{_GHZ_SIZE}"].load.goodput * self._seconds
+        rounds = range(0, min(int(expected), _GHZ_SAMPLES), len(self._traffic))
+        rows = [row for _ in rounds for row in self._traffic.rows()]
+        return by_ghz(ghz, self._server.address, rows, _GHZ_SIZE, _IN_FLIGHT // _GHZ_SIZE)
+
+    def _score(self, size: int) -> None:
+        callers = _IN_FLIGHT // size
+        load = self._generator.closed_loop(self._traffic.requests(size), callers, self._seconds)
+        self._run(f"score{size}", f"Score of {size}, {callers} callers", load)
+
+    def _run(self, name: str, label: str, load: Coroutine[Any, Any, Load]) -> None:
+        with usage(self._server.process) as used:
+            done = asyncio.run(load)
+        self.points[name] = Point(label, done, used)
+        print(f"{label}: {done.goodput:,.0f} samples/s", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,131 @@
+"""The tables and figures of `benchmarks.serve`.
+
+In: the limit and what came of every load. Out: two tables and a JSON object on standard output.
+"""
+
+import json
+import operator
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.ghz import Opinion
+from benchmarks.limit import Limit
+from benchmarks.load import REFUSED, Load
+from benchmarks.serving import Usage
+
+_HOLDS = {">=": operator.ge, "<=": operator.le, "<": operator.lt}
+_LIMITS = {
+    "stream_ratio": (">=", 0.90),
+    "unary32_ratio": (">=", 0.85),
+    "goodput_ratio_300": (">=", 0.95),
+    "p99_over_batch_80": ("<", 4.0),
+    "refusal_ms_p50": ("<=", 50.0),
+    "retry_info": (">=", 1.0),
+    "memory_ratio_soak": ("<=", 1.05),
+    "failed": ("<=", 0.0),
+}
+# No server comes near a bag's model: what it must reach is a speed.
+_BAG_LIMITS = {"stream_samples_per_second": (">=", 20_000.0)} | {
+    name: bound
+    for name, bound in _LIMITS.items()
+    if name not in ("stream_ratio", "unary32_ratio", "p99_over_batch_80")
+}
+
+
+@dataclass(frozen=True)
+class Point:
+    """One way to load the server, what came of it, and what it took."""
+
+    label: str
+    load: Load
+    usage: Usage
+
+
+def report(
+    backbone: str, limit: Limit, points: Mapping[str, Point], opinion: Opinion | None
+) -> None:
+    """Print everything."""
+    console = Console(width=140)
+    console.print(loads(limit, points, opinion))
+    for point in points.values():
+        for status, count in point.load.failed.items():
+            console.print(f"{point.label}: {count:,} calls ended with {status}", highlight=False)
+    found = figures(limit, points)
+    limits = _BAG_LIMITS if backbone == "bag" else _LIMITS
+    table = Table("figure", "value", "limit", "")
+    for name, value in found.items():
+        sign, bound = limits.get(name, ("", 0.0))
+        verdict = ("holds" if _HOLDS[sign](value, bound) else "missed") if sign else ""
+        table.add_row(name, f"{value:,.4g}", f"{sign} {bound:,g}" if sign else "", verdict)
+    console.print(table)
+    print(json.dumps({name: round(value, 4) for name, value in found.items()}))
+
+
+def loads(limit: Limit, points: Mapping[str, Point], opinion: Opinion | None) -> Table:
+    """A row for each way to load the server."""
+    table = Table("load", "samples/s", "of limit")
+    for title in ("p50 ms", "p99 ms", "p99.9 ms", "refused", "in ms", "MB", "its cores", "ours"):
+        table.add_column(title, justify="right")
+    rate = limit.samples_per_second
+    way = f"model alone, {limit.workers} x {limit.batch_tokens} tokens"
+    table.add_row(way, f"{rate:,.0f}", "1")
+    for point in points.values():
+        load, usage = point.load, point.usage
+        refusal = f"{load.latency_ms(50, status=REFUSED)[0]:,.1f}" if load.refused else ""
+        table.add_row(
+            point.label,
+            f"{load.goodput:,.0f}",
+            f"{load.goodput / rate:.2f}",
+            *(f"{latency:,.1f}" for latency in load.latency_ms(50, 99, 99.9)),
+            f"{load.refused:.0%}",
+            refusal,
+            f"{usage.most_bytes / 1e6:,.0f}",
+            f"{usage.server_cores:.2f}",
+            f"{usage.generator_cores:.2f}",
+        )
+    if opinion:
+        speed = opinion.samples_per_second
+        latencies = (f"{opinion.latency_ms[percent]:,.1f}" for percent in (50, 99))
+        table.add_row("Score of 32, by ghz", f"{speed:,.0f}", f"{speed / rate:.2f}", *latencies)
+    return table
+
+
+def figures(limit: Limit, points: Mapping[str, Point]) -> dict[str, float]:
+    """What the run comes to; `benchmarks.serve` says what each figure is."""
+    rates = {name: point.load.goodput for name, point in points.items()}
+    overload, usage = points["open300"].load, points["open300"].usage
+    size = max(answer.valued for answer in overload.answers)
+    peak = max(rates[name] for name in (f"score{size}", "open50", "open80"))
+    full_batch_ms = 1000 * limit.batch_seconds
+    found = {
+        "limit_samples_per_second": limit.samples_per_second,
+        "full_batch_ms": full_batch_ms,
+        "stream_samples_per_second": rates["stream1"],
+    }
+    found |= {
+        f"{name}_ratio": rates[point] / limit.samples_per_second
+        for name, point in (
+            ("stream", "stream1"),
+            ("four_streams", "stream4"),
+            ("unary1", "score1"),
+            ("unary8", "score8"),
+            ("unary32", "score32"),
+        )
+    }
+    found |= {
+        "goodput_ratio_300": rates["open300"] / peak,
+        "p99_over_batch_80": points["open80"].load.latency_ms(99)[0] / full_batch_ms,
+        "refused_300": overload.refused,
+        "refusal_ms_p50": overload.latency_ms(50, status=REFUSED)[0],
+        "retry_info": overload.retry_info,
+        "memory_bytes_300": usage.most_bytes,
+        "memory_ratio_300": usage.most_bytes / usage.first_bytes,
+    }
+    if soak := points.get("soak"):
+        found["memory_ratio_soak"] = soak.usage.last_bytes / soak.usage.first_bytes
+        found["memory_most_ratio_soak"] = soak.usage.most_bytes / soak.usage.first_bytes
+    found["failed"] = sum(point.load.failed.total() for point in points.values())
+    return found

@@ -1,0 +1,122 @@
+"""A server in a process of its own, and what it and its load generator take of the machine.
+
+In: a bundle. Out: the server's address, and memory and CPU time while something goes on. Knows
+nothing of requests.
+"""
+
+import json
+import pstats
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Generator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+_STOP_SECONDS = 60.0
+_EVERY_SECONDS = 0.2
+
+
+@dataclass(frozen=True)
+class Server:
+    """A server that is ready."""
+
+    address: str
+    process: psutil.Process
+
+
+@dataclass
+class Usage:
+    """What the server and this process took while a block ran."""
+
+    first_bytes: int
+    last_bytes: int
+    most_bytes: int
+    server_cores: float = 0.0
+    generator_cores: float = 0.0
+
+
+@contextmanager
+def running_server(bundle: Path, log: Path, profile: Path | None = None) -> Generator[Server]:
+    """Run a server on free ports, on the CPU, until the block ends.
+
+    Args:
+        bundle: what it serves.
+        log: where its log goes.
+        profile: where cProfile's account of its event loop goes, at its end.
+    """
+    program = ["benchmarks.profiled", str(profile)] if profile else ["alinfik.server"]
+    command = [sys.executable, "-m", *program, "--bundle", str(bundle)]
+    command += ["--listen", "127.0.0.1:0", "--metrics", "127.0.0.1:0", "--log-format", "json"]
+    with log.open("w") as written, subprocess.Popen(command, stderr=written) as process:
+        try:
+            address = _wait_until_ready(process, log)
+            yield Server(address, psutil.Process(process.pid))
+        finally:
+            process.terminate()
+            try:
+                process.wait(_STOP_SECONDS)
+            except subprocess.TimeoutExpired:
+                process.kill()
+
+
+def _wait_until_ready(process: subprocess.Popen[bytes], log: Path) -> str:
+    while True:
+        ended = process.poll() is not None
+        for line in log.read_text().splitlines():
+            event = json.loads(line) if line.startswith("{") else {}
+            if event.get("message") == "ready":
+                return event["grpc"]
+        if ended:
+            raise SystemExit(f"the server ended before it was ready; {log} says why")
+        time.sleep(0.1)
+
+
+@contextmanager
+def usage(server: psutil.Process) -> Generator[Usage]:
+    """Watch the server and this process until the block ends."""
+    rss = server.memory_info().rss
+    found, stop = Usage(rss, rss, rss), threading.Event()
+
+    def watch() -> None:
+        while not stop.wait(_EVERY_SECONDS):
+            found.last_bytes = server.memory_info().rss
+            found.most_bytes = max(found.most_bytes, found.last_bytes)
+
+    watcher = threading.Thread(target=watch)
+    processes = (server, psutil.Process())
+    before = [_cpu_seconds(process) for process in processes]
+    begun = time.perf_counter()
+    watcher.start()
+    try:
+        yield found
+    finally:
+        seconds = time.perf_counter() - begun
+        found.server_cores, found.generator_cores = (
+            (_cpu_seconds(process) - start) / seconds
+            for process, start in zip(processes, before, strict=True)
+        )
+        stop.set()
+        watcher.join()
+
+
+def _cpu_seconds(process: psutil.Process) -> float:
+    times = process.cpu_times()
+    return times.user + times.system
+
+
+def print_profile(profile: Path, samples: float, count: int) -> None:
+    """Print the ``count`` functions that took most, by their own time, in µs a sample."""
+    stats = pstats.Stats(str(profile)).stats
+    print(f"{'µs a sample':>12} {'with callees':>12} {'calls a sample':>14}  function")
+    by_own_time = sorted(stats.items(), key=lambda entry: -entry[1][2])
+    for (file, line, function), (_, calls, own, total, _) in by_own_time[:count]:
+        where = f"{Path(file).name}:{line} {function}" if line else function
+        print(
+            f"{1e6 * own / samples:12.2f} {1e6 * total / samples:12.2f} "
+            f"{calls / samples:14.2f}  {where}"
+        )
