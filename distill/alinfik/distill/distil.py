@@ -8,8 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
+from torch import nn
 
 from alinfik.distill.backbones import Backbone, Reading
+from alinfik.distill.bag import fit_bag
 from alinfik.distill.calibrate import Scales, ServedModel, TokenModel, described
 from alinfik.distill.checkpoint import Checkpoint
 from alinfik.distill.encoding import Encoded, Encoder
@@ -18,7 +20,7 @@ from alinfik.distill.intervals import calibrated
 from alinfik.distill.labels import Labels
 from alinfik.distill.llm import choose_device
 from alinfik.distill.probe import cross_fit
-from alinfik.distill.proxy import Proxy
+from alinfik.distill.proxy import Estimate, Proxy
 from alinfik.distill.samples import Row
 from alinfik.distill.splits import Parts, folds, known
 from alinfik.distill.strangeness import Strangeness
@@ -47,7 +49,7 @@ class Distilled:
 
 
 def distil(
-    backbone: Backbone,
+    backbone: Backbone | None,
     reading: Reading,
     labels: Labels,
     data: Training,
@@ -57,11 +59,12 @@ def distil(
 ) -> Distilled:
     """Train on one part of the labels, stop by another, find intervals by that and a third.
 
-    Where no training beats the regressions that it starts from, these are fitted once more to all
-    three parts, and intervals come from what they say of each fold without it.
+    Where no training beats the regressions that it starts from, and for a bag, which is nothing
+    else, these are fitted to all three parts, and intervals come from what they say of each fold
+    without it.
 
     Args:
-        backbone: untrained for the task.
+        backbone: untrained for the task; None for a bag.
         reading: how it reads.
         labels: N.
         data: the same as the backbone reads them.
@@ -69,23 +72,15 @@ def distil(
         plan: how long to train and in what order.
         checkpoint: where a training that was cut off goes on from.
     """
-    proxy = Proxy(backbone, len(labels.names)).to(choose_device())
-    training, validation = data.take(parts["train"]), data.take(parts["validation"])
-    fitted = fit(proxy, training, validation, plan, checkpoint)
-    scales = fitted.scales.to(torch.device("cpu"))
-    checkpoint.discard()
-
     all_known = known(parts)
-    if fitted.trained:
-        judged = data.take(sorted(parts["validation"] + parts["calibration"]))
-        found = estimate(proxy, judged.samples, plan.pad_id)
-    else:
+    if backbone is None:
         judged = data.take(all_known)
-        scales = learn_scales(judged).to(choose_device())
+        scales = learn_scales(judged)
         fold = folds(labels.take(all_known).rows, plan.split_by, _FOLDS)
-        found = cross_fit(proxy, judged, scales, fold, plan.pad_id)
-        scales = scales.to(torch.device("cpu"))
-    proxy.cpu()
+        vocabulary = reading.tokenizer.get_vocab_size(with_added_tokens=True)
+        proxy, found = fit_bag(judged, scales, fold, vocabulary)
+    else:
+        proxy, scales, judged, found = _fit_proxy(backbone, labels, data, parts, plan, checkpoint)
     residuals = scales.samples.restore(found.samples).double().numpy() - judged.labels
     spread, half_width = calibrated(described(found).double().numpy(), residuals)
     encoder = Encoder(reading.tokenizer, reading.encoding)
@@ -95,7 +90,33 @@ def distil(
     return Distilled(served.eval(), tokens and tokens.eval(), reading, data.samples)
 
 
-def _token_model(proxy: Proxy, scales: Scales, labels: Labels) -> TokenModel | None:
+def _fit_proxy(
+    backbone: Backbone,
+    labels: Labels,
+    data: Training,
+    parts: Parts,
+    plan: Plan,
+    checkpoint: Checkpoint,
+) -> tuple[Proxy, Scales, Training, Estimate]:
+    """Return a proxy and its scales, and samples that it did not see with what it says of them."""
+    proxy = Proxy(backbone, len(labels.names)).to(choose_device())
+    training, validation = data.take(parts["train"]), data.take(parts["validation"])
+    fitted = fit(proxy, training, validation, plan, checkpoint)
+    checkpoint.discard()
+    if fitted.trained:
+        scales = fitted.scales
+        judged = data.take(sorted(parts["validation"] + parts["calibration"]))
+        found = estimate(proxy, judged.samples, plan.pad_id)
+    else:
+        all_known = known(parts)
+        judged = data.take(all_known)
+        scales = learn_scales(judged).to(choose_device())
+        fold = folds(labels.take(all_known).rows, plan.split_by, _FOLDS)
+        found = cross_fit(proxy, judged, scales, fold, plan.pad_id)
+    return proxy.cpu(), scales.to(torch.device("cpu")), judged, found
+
+
+def _token_model(proxy: nn.Module, scales: Scales, labels: Labels) -> TokenModel | None:
     if scales.tokens is None:
         return None
     mean = labels.manifest.labels.loss_reduction == LOSS_REDUCTION_MEAN

@@ -79,7 +79,7 @@ def fit(
     validation samples best, by Spearman's correlation in the mean over targets. With no epochs
     there is nothing to choose, and the regressions are left to whoever fits them to more samples.
     """
-    if plan.epochs == 0 and proxy.backbone.informed:
+    if plan.epochs == 0:
         return Fitted(learn_scales(data), trained=False)
     run = _Run(proxy, data, plan)
     if state := checkpoint.load():
@@ -87,8 +87,7 @@ def fit(
         first, best, best_epoch = state["epoch"], state["best"], state["best_epoch"]
         best_weights = state["best_weights"]
     else:
-        if proxy.backbone.informed:
-            fit_probes(proxy, data, run.scales, plan.pad_id)
+        fit_probes(proxy, data, run.scales, plan.pad_id)
         best = _rank_correlation(proxy, validation, plan)
         first, best_epoch, best_weights = 0, -1, _copy(proxy.state_dict())
     with progress("train", plan.epochs * len(data.samples)) as advance:
@@ -114,7 +113,7 @@ def fit(
             )
     proxy.load_state_dict(best_weights)
     proxy.eval()
-    return Fitted(run.scales, trained=best_epoch >= 0 or not proxy.backbone.informed)
+    return Fitted(run.scales, trained=best_epoch >= 0)
 
 
 def learn_scales(data: Training) -> Scales:

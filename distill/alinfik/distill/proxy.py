@@ -116,10 +116,15 @@ class Proxy(nn.Module):
         deviation = (away.square().sum(dim=1) / count + _LEAST_VARIANCE).sqrt()
         scores = self.attention(states).masked_fill(mask == 0, float("-inf"))
         learnt = torch.einsum("btk,btd->bkd", scores.softmax(dim=1), states).mean(dim=1)
-        lengths = torch.cat([count, count_before], dim=-1).log1p() - math.log(32)
+        lengths = log_lengths(count, count_before)
         return Pooled(
             mean=mean,
             probed=torch.cat([mean, mean_before, deviation, lengths], dim=-1),
             learnt=learnt,
             lengths=lengths,
         )
+
+
+def log_lengths(completion: Tensor, prompt: Tensor) -> Tensor:
+    """Return logarithms [B, 2] of the tokens [B, 1] of completion and prompt, centred."""
+    return torch.cat([completion, prompt], dim=-1).log1p() - math.log(32)

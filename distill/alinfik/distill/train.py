@@ -14,7 +14,7 @@ from pydantic_settings import BaseSettings
 
 from alinfik.command import CommandError
 from alinfik.distill import bundle as files
-from alinfik.distill.backbones import Reading, build_backbone
+from alinfik.distill.backbones import Backbone, Reading, build_backbone
 from alinfik.distill.batches import pad
 from alinfik.distill.checkpoint import Checkpoint
 from alinfik.distill.distil import Distilled, distil
@@ -25,6 +25,7 @@ from alinfik.distill.fit import Plan
 from alinfik.distill.labels import Labels, read_labels
 from alinfik.distill.llm import load_fast_tokenizer, model_source, public_name
 from alinfik.distill.measure import Predictions, agreement, measure, predict
+from alinfik.distill.proxy import Proxy
 from alinfik.distill.quantise import AGREEMENT_LIMIT, quantise
 from alinfik.distill.report import write_report
 from alinfik.distill.settings import SETTINGS
@@ -70,7 +71,7 @@ class Train(BaseSettings):
         Annotated[str, StringConstraints(pattern=r"^(bag|encoder(:.+)?|layers:[1-9]\d*)$")] | None
     ) = Field(
         default=None,
-        description="what the proxy is made of, if not what --size says: `bag`, embeddings of "
+        description="what the proxy is made of, if not what --size says: `bag`, weights of "
         "tokens and their pairs; `encoder` or encoder:MODEL, a bidirectional encoder, MiniLM by "
         "default; layers:N, the LLM's first N layers",
     )
@@ -85,9 +86,9 @@ class Train(BaseSettings):
     epochs: int | None = Field(
         default=None,
         ge=0,
-        description="passes over the training samples, at most; by default 6 for bag and encoder, "
+        description="passes over the training samples, at most; by default 6 for encoder "
         "and none for layers:N, which regressions alone fit as well; there, train where there are "
-        "tens of thousands of labels and a GPU",
+        "tens of thousands of labels and a GPU. A bag is a regression and has none",
     )
     patience: int = Field(
         default=3,
@@ -124,7 +125,7 @@ def train(settings: Train) -> None:
     source, llm = _llm(settings, labels)
     backbone, reading = build_backbone(_backbone(settings), source, llm)
     plan = Plan(
-        epochs=backbone.epochs if settings.epochs is None else settings.epochs,
+        epochs=_epochs(settings, backbone),
         patience=settings.patience,
         batch_tokens=settings.batch_tokens,
         pad_id=reading.encoding.pad_id,
@@ -136,6 +137,12 @@ def train(settings: Train) -> None:
     with files.new_bundle(settings.out) as directory:
         distilled.reading.tokenizer.save(str(directory / files.TOKENIZER))
         _write_bundle(directory, settings, labels, parts, distilled)
+
+
+def _epochs(settings: Train, backbone: Backbone | None) -> int:
+    if settings.epochs is not None:
+        return settings.epochs
+    return backbone.epochs if backbone else 0
 
 
 def _backbone(settings: Train) -> str:
@@ -181,7 +188,8 @@ def _write_bundle(
     unseen, unseen_predictions = labels.take(held_out), predictions.take(held_out)
     metrics = measure(unseen_predictions, unseen, labels.take(known(parts)))
     metrics.export_error = error
-    if served.proxy.backbone.multiplies:
+    # 8 bits quicken matrix products, of which a bag has none.
+    if isinstance(served.proxy, Proxy):
         unseen_samples = [samples[index] for index in held_out]
         metrics.int8_spearman = _quantised(directory, unseen_samples, pad_id, unseen_predictions)
 
