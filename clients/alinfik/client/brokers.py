@@ -101,9 +101,12 @@ class Brokers:
             yield
         except KafkaTimeoutError as error:
             protocol = self.security.get("security_protocol", "PLAINTEXT")
+            # A refused password, too, is no more to kafka-python than time that has passed.
+            user = self.security.get("sasl_plain_username")
+            knows = f", and has it {user} with that password (--kafka-username)" if user else ""
             raise FailedError(
                 f"no Kafka broker answers at {self.bootstrap} (--kafka-bootstrap). Is it running "
-                f"there, and is its listener {protocol} (--kafka-security-protocol)?"
+                f"there, is its listener {protocol} (--kafka-security-protocol){knows}?"
             ) from error
         except KafkaError as error:
             raise FailedError(f"{self.bootstrap} (--kafka-bootstrap): {error}") from error
