@@ -308,14 +308,38 @@ def test_a_missing_file_is_one_line(alinfik):
 
 
 def test_an_unreachable_broker_is_one_line(alinfik, pool):
-    line = one_line(alinfik("ingest", pool(*GOOD), "--kafka-bootstrap", "127.0.0.1:1"), 1)
-    assert "127.0.0.1:1" in line
+    for command in (["ingest", pool(*GOOD)], ["watch"], ["dlq", "list"], ["dlq", "show", "0:0"]):
+        line = one_line(alinfik(*command, "--kafka-bootstrap", "127.0.0.1:1"), 1)
+        assert line.startswith("no Kafka broker answers at 127.0.0.1:1 (--kafka-bootstrap)")
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (["list", "--since", "yesterday"], "--since: Input should be a valid datetime"),
+        (["list", "--start-at", "3"], "--start-at: give PARTITION:OFFSET, for instance 2:1041"),
+        (["show", "3:-1"], "--place: give PARTITION:OFFSET, for instance 2:1041"),
+        (["resubmit"], "standard input is no terminal to ask on: give --yes to send, --dry-run"),
+        (["list", "--kafka-username", "me"], "--kafka-username is not used with --kafka-security-"),
+        (
+            ["list", "--kafka-security-protocol", "SASL_SSL", "--kafka-username", "me"],
+            "--kafka-security-protocol SASL_SSL needs --kafka-password-file",
+        ),
+        (
+            ["list", "--kafka-security-protocol", "SSL", "--kafka-tls-ca", "/dev/null"],
+            "--kafka-tls-ca /dev/null is no PEM file that can be read",
+        ),
+        (["list", "--kafka-tls-key", "/dev/null"], "--kafka-tls-key is not used with --kafka-sec"),
+    ],
+)
+def test_a_wrong_flag_for_dead_letters_is_one_line(alinfik, flags, says):
+    assert one_line(alinfik("dlq", *flags), 2).startswith(says)
 
 
 def test_no_subcommand_is_2_with_the_help(alinfik):
     done = alinfik()
     assert (done.returncode, done.stdout) == (2, "")
-    for name in ("score", "explain", "ingest", "watch", "info", "bundles"):
+    for name in ("score", "explain", "ingest", "watch", "dlq", "info", "bundles"):
         assert f"\n    {name} " in done.stderr
 
 

@@ -64,6 +64,17 @@ class Calculator(BaseSettings):
         CliApp.run_subcommand(self, cli_exit_on_error=False)
 
 
+class Desk(BaseSettings):
+    """Has a sub-command that has sub-commands."""
+
+    model_config = SETTINGS | SettingsConfigDict(cli_prog_name="desk")
+
+    calculator: CliSubCommand[Calculator]
+
+    def cli_cmd(self):
+        CliApp.run_subcommand(self, cli_exit_on_error=False)
+
+
 class Single(BaseSettings):
     """Has no sub-commands."""
 
@@ -136,6 +147,12 @@ def test_a_wrong_value_is_named_by_its_flag(call):
     code, _, error = call(Calculator, "add", "1", "--second-number", "0")
     assert code == 2
     assert error.startswith("calculator: --second-number: Input should be greater than 0 (got '0')")
+
+
+def test_a_wrong_value_of_a_sub_commands_sub_command_is_named_by_its_flag(call):
+    code, _, error = call(Desk, "calculator", "add", "1", "--second-number", "0")
+    assert code == 2
+    assert error.startswith("desk: --second-number: Input should be greater than 0 (got '0')")
 
 
 def test_a_missing_setting_is_named_by_its_flag(call):

@@ -9,6 +9,11 @@ class OffsetAndMetadata(NamedTuple):
     metadata: str
     leader_epoch: int
 
+class OffsetAndTimestamp(NamedTuple):
+    offset: int
+    timestamp: int
+    leader_epoch: int
+
 class RecordMetadata(NamedTuple):
     topic: str
     partition: int

@@ -1,9 +1,8 @@
 """The `alinfik` command: parses, then calls one function for each sub-command."""
 
 from pathlib import Path
-from typing import Annotated
 
-from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt
 from pydantic_settings import (
     BaseSettings,
     CliApp,
@@ -13,20 +12,17 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
-from alinfik.client.connection import SETTINGS, Connection, host_and_port
+from alinfik.client.connection import SETTINGS, Connection
+from alinfik.client.dlq import Dlq
 from alinfik.client.explain import explain_file
 from alinfik.client.info import show_bundles
+from alinfik.client.kafka import ingest, watch
+from alinfik.client.kafka_connection import KafkaConnection
 from alinfik.client.samples import count_samples, read_samples
 from alinfik.client.score import score_file
 from alinfik.client.watch import show_valuations
 from alinfik.command import progress, run
 
-
-def _brokers(addresses: str) -> str:
-    return ",".join(host_and_port(address.strip()) for address in addresses.split(","))
-
-
-_Brokers = Annotated[str, AfterValidator(_brokers)]
 _FILE = Field(
     description="JSONL or CSV file, .gz too, or a Parquet file; - is JSONL on standard input."
 )
@@ -34,9 +30,6 @@ _TARGET = Field(
     default=[], description="Target to value for, such as gsm8k; repeatable. All by default."
 )
 _BUNDLE = Field(default="", description="Bundle id; the active one where not given.")
-_BOOTSTRAP = Field(
-    default="127.0.0.1:9092", description="HOST:PORT of Kafka brokers, comma-separated."
-)
 
 
 class Score(Connection):
@@ -157,34 +150,28 @@ class Bundles(BaseSettings):
         CliApp.run_subcommand(self, cli_exit_on_error=False)
 
 
-class Ingest(BaseSettings):
+class Ingest(KafkaConnection):
     """Send the samples of a file to a Kafka topic, from which the server values them."""
 
-    model_config = SETTINGS
-
     file: CliPositionalArg[str] = _FILE
-    kafka_bootstrap: _Brokers = _BOOTSTRAP
     topic: str = Field(default="samples", description="Topic that the server reads.")
 
     def cli_cmd(self) -> None:
         """Send the file."""
-        from alinfik.client.kafka import ingest  # only here is kafka-python needed
-
+        brokers = self.brokers()
         with progress("ingest", count_samples(self.file)) as advance:
             ingest(
                 read_samples(self.file),
-                bootstrap=self.kafka_bootstrap,
+                bootstrap=brokers.bootstrap,
+                security=brokers.security,
                 topic=self.topic,
                 on_sent=advance,
             )
 
 
-class Watch(BaseSettings):
+class Watch(KafkaConnection):
     """Show valuations as they land on a Kafka topic: JSON lines, or a table on a terminal."""
 
-    model_config = SETTINGS
-
-    kafka_bootstrap: _Brokers = _BOOTSTRAP
     topic: str = Field(default="valuations", description="Topic that the server writes.")
     from_beginning: CliImplicitFlag[bool] = Field(
         default=False, description="Start with the oldest valuation instead of the next."
@@ -195,11 +182,11 @@ class Watch(BaseSettings):
 
     def cli_cmd(self) -> None:
         """Show the valuations."""
-        from alinfik.client.kafka import watch  # only here is kafka-python needed
-
+        brokers = self.brokers()
         show_valuations(
             watch(
-                bootstrap=self.kafka_bootstrap,
+                bootstrap=brokers.bootstrap,
+                security=brokers.security,
                 topic=self.topic,
                 from_beginning=self.from_beginning,
                 count=self.count,
@@ -219,6 +206,7 @@ class Alinfik(BaseSettings):
     explain: CliSubCommand[Explain] = Field(description="show which tokens make their values")
     ingest: CliSubCommand[Ingest] = Field(description="send a file of samples to Kafka")
     watch: CliSubCommand[Watch] = Field(description="show valuations as they land on Kafka")
+    dlq: CliSubCommand[Dlq] = Field(description="look at samples that failed, send them again")
     info: CliSubCommand[Info] = Field(description="show the bundles of a server")
     bundles: CliSubCommand[Bundles] = Field(description="load, activate and unload bundles")
 

@@ -3,7 +3,7 @@
 import os
 import sys
 import tomllib
-from collections.abc import Container, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -40,7 +40,7 @@ def run(settings: type[BaseSettings], argv: Sequence[str] | None = None) -> NoRe
         print(usage, end="\n" * bool(usage), file=sys.stderr)
         _fail(program, reason)
     except ValidationError as error:
-        _fail(program, _describe(error, subcommands(settings)))
+        _fail(program, _describe(error, settings))
     except KeyboardInterrupt:
         print(f"{program}: interrupted", file=sys.stderr)
         sys.exit(EXIT_INTERRUPTED)
@@ -84,12 +84,11 @@ def _read(config: Path) -> dict[str, Any]:
         raise CommandError(f"--config {config}: not TOML ({error})") from error
 
 
-def _describe(error: ValidationError, tables: Container[str]) -> str:
+def _describe(error: ValidationError, settings: type[BaseSettings]) -> str:
     """Say every wrong setting by the flag that sets it."""
     parts: list[str] = []
     for item in error.errors(include_url=False):
-        loc = [str(part) for part in item["loc"] if str(part) not in tables]
-        place = ".".join(loc)
+        place = ".".join(_within_subcommand([str(part) for part in item["loc"]], settings))
         flag = "--" + place.replace("_", "-") if place else "settings"
         if item["type"] == "missing":
             parts.append(f"{flag} is required")
@@ -99,3 +98,10 @@ def _describe(error: ValidationError, tables: Container[str]) -> str:
             reason = item["msg"].removeprefix("Value error, ")
             parts.append(f"{flag}: {reason} (got {item['input']!r})")
     return "; ".join(parts) + ". See --help."
+
+
+def _within_subcommand(loc: list[str], settings: type[BaseSettings]) -> list[str]:
+    """Leave out which sub-command a setting is of, and of which sub-command that is."""
+    if loc and (command := subcommands(settings).get(loc[0])):
+        return _within_subcommand(loc[1:], command)
+    return loc
