@@ -21,6 +21,7 @@ from alinfik.server.logs import configure_logs
 from alinfik.server.metrics import KafkaMetrics, Metrics
 from alinfik.server.registry import Registry
 from alinfik.server.settings import ServerSettings
+from alinfik.server.tracing import tracing
 from alinfik.server.watch import BundleWatch
 
 _log = structlog.get_logger()
@@ -30,15 +31,17 @@ async def serve(settings: ServerSettings) -> None:
     """Serve until SIGTERM or SIGINT, then drain; a second signal cuts the draining short.
 
     Raises:
-        CommandError: the bundle does not verify or load, or an address cannot be listened on.
+        CommandError: the bundle does not verify or load, an address cannot be listened on, or
+            traces are asked for and OpenTelemetry is not installed.
     """
     configure_logs(settings.log_format)
-    server = asyncio.create_task(_serve_forever(settings))
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, server.cancel)
-    with suppress(asyncio.CancelledError):
-        await server
+    with tracing(settings):
+        server = asyncio.create_task(_serve_forever(settings))
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, server.cancel)
+        with suppress(asyncio.CancelledError):
+            await server
     _log.info("stopped")
 
 

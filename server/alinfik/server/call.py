@@ -87,20 +87,34 @@ class Clock:
     """Where a call's time went, on the monotonic clock."""
 
     def __init__(self) -> None:
-        self.begun = self.admitted = self.tokenised = self.taken = time.monotonic()
+        self.begun = time.monotonic()
+        # None until then: a call may end on the way, or need no model.
+        self.admitted: float | None = None
+        self.tokenised: float | None = None
+        self.taken: float | None = None
         self.shared = 0
         """Samples that another's outcome served."""
 
+    def stages(self) -> list[tuple[str, float, float]]:
+        """Each stage that the call came to, when it began and ended; the last one ends now."""
+        begins = [
+            (stage, mark)
+            for stage, mark in (
+                ("admission", self.begun),
+                ("tokenisation", self.admitted),
+                ("queue", self.tokenised),
+                ("model", self.taken),
+            )
+            if mark is not None
+        ]
+        ends = [*(mark for _, mark in begins[1:]), time.monotonic()]
+        return [(stage, mark, end) for (stage, mark), end in zip(begins, ends, strict=True)]
+
     def timing(self) -> Timing:
-        """The parts, one after the other, up to now."""
+        """How long each stage took, up to now."""
         timing = Timing(shared_count=self.shared)
-        for duration, begun, ended in (
-            (timing.admission_duration, self.begun, self.admitted),
-            (timing.tokenisation_duration, self.admitted, self.tokenised),
-            (timing.queue_duration, self.tokenised, self.taken),
-            (timing.model_duration, self.taken, time.monotonic()),
-        ):
-            duration.FromNanoseconds(max(0, int((ended - begun) * 1e9)))
+        for stage, begun, ended in self.stages():
+            getattr(timing, f"{stage}_duration").FromNanoseconds(int((ended - begun) * 1e9))
         return timing
 
 

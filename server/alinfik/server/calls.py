@@ -1,7 +1,7 @@
 """What surrounds every gRPC call: its id in the log, its count, and its status where it failed.
 
-Comes in: a method's name and its context. Goes out: metrics, and a status instead of an exception.
-Knows nothing of what the methods do.
+Comes in: a method's name and its context. Goes out: metrics, a span, and a status instead of an
+exception. Knows nothing of what the methods do.
 """
 
 import asyncio
@@ -19,6 +19,7 @@ from structlog.contextvars import bound_contextvars
 
 from alinfik.server.errors import status_of
 from alinfik.server.metrics import Metrics
+from alinfik.server.tracing import call_span, set_status
 
 # Sent by a caller, or a proxy before us, to find the call in our log; else we make one up. It goes
 # back with the status, so that a caller can tell us which call failed.
@@ -47,10 +48,13 @@ class Calls:
     ) -> AsyncGenerator[None, None]:
         """Surround one call of ``method``; what it raises becomes the call's status."""
         request_id = _request_id(context)
-        code = "OK"
+        code, message = "OK", ""
         self.in_flight += 1
         self._idle.clear()
-        with bound_contextvars(request_id=request_id, method=method):
+        with (
+            bound_contextvars(request_id=request_id, method=method),
+            call_span(method, context.invocation_metadata(), request_id),
+        ):
             context.set_trailing_metadata(((REQUEST_ID, request_id),))
             try:
                 yield
@@ -63,7 +67,7 @@ class Calls:
                 raise asyncio.CancelledError from error
             except Exception as error:  # noqa: BLE001 - none may end a call without a proper status
                 status = status_of(error)
-                code = Code.Name(status.code)
+                code, message = Code.Name(status.code), status.message
                 if status.code == INTERNAL:
                     _log.error("call failed", error=status.message)
                 end = rpc_status.to_status(status)  # pyright: ignore[reportUnknownMemberType] - untyped
@@ -71,6 +75,7 @@ class Calls:
                 await context.abort(end.code, end.details, named)
             finally:
                 self._metrics.requests.labels(method, code).inc()
+                set_status(code, message)
                 self.in_flight -= 1
                 if not self.in_flight:
                     self._idle.set()

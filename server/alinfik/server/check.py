@@ -16,6 +16,7 @@ from alinfik.server.metrics import Metrics
 from alinfik.server.settings import ServerSettings
 from alinfik.server.tls import server_credentials
 from alinfik.server.tokens import read_tokens
+from alinfik.server.tracing import check_tracing
 
 
 class FoundBundle(TypedDict):
@@ -44,6 +45,7 @@ async def check(settings: ServerSettings) -> Found:
     Raises:
         CommandError: as ``serve``.
     """
+    check_tracing(settings)
     check_listenable(settings.listen, "--listen")
     check_listenable(settings.metrics, "--metrics")
     check_exposure(settings)

@@ -28,6 +28,7 @@ from alinfik.server.metrics import Metrics
 from alinfik.server.rejection import Rejection, rejections
 from alinfik.server.settings import ServerSettings
 from alinfik.server.tally import Source, Tally
+from alinfik.server.tracing import stage_spans
 from alinfik.server.valuation import Valuer
 from alinfik.server.warmup import Warm, warm_up
 from alinfik.v1 import Sample, Timing, Valuation
@@ -200,6 +201,9 @@ class Engine:
                     await self._value(call, samples, unknown, priority, wait)
         finally:
             self._tally.outcomes(source, call.outcomes, call.clock.shared)
+            # Nobody waits for a shadow, whoever's samples it values.
+            if source != "shadow":
+                stage_spans(call.clock, len(samples))
         return Scored([one for one in call.outcomes if one is not None], call.clock.timing())
 
     def _settle_known(self, call: Call, samples: Sequence[Sample]) -> dict[int, bytes]:

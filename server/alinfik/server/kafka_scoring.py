@@ -11,6 +11,7 @@ from concurrent.futures import Future
 from alinfik.server.engine import ModelError, Outcome, Priority, Rejection
 from alinfik.server.records import DeadLetter
 from alinfik.server.registry import Registry
+from alinfik.server.tracing import traced
 from alinfik.v1 import Sample, Valuation
 
 Score = Callable[[Sequence[Sample]], Future[list[Valuation | DeadLetter]]]
@@ -25,7 +26,7 @@ def score_from_thread(registry: Registry, loop: asyncio.AbstractEventLoop) -> Sc
     """
 
     def score(samples: Sequence[Sample]) -> Future[list[Valuation | DeadLetter]]:
-        return asyncio.run_coroutine_threadsafe(_value(registry, samples), loop)
+        return asyncio.run_coroutine_threadsafe(traced("score", _value(registry, samples)), loop)
 
     return score
 

@@ -17,7 +17,7 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import CancelledError, Future
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from threading import Event
 from types import TracebackType
@@ -46,6 +46,7 @@ from alinfik.server.records import (
     valuation_record,
 )
 from alinfik.server.settings import ServerSettings
+from alinfik.server.tracing import BatchSpan, batch_span, part_span
 from alinfik.v1 import Sample, Valuation
 
 if TYPE_CHECKING:
@@ -73,6 +74,7 @@ class _Batch:
     """One outcome for each sample in ``parsed``."""
     member: ConsumerGroupMetadata
     """Who we were to the group when it gave us these records."""
+    span: BatchSpan
 
     def outcomes(self) -> list[Valuation | DeadLetter]:
         """One for each record; waits for the engine."""
@@ -123,6 +125,7 @@ class Session:
         """Leave the group at once, so that the others have our partitions; drop what is open."""
         for batch in self._in_flight:
             batch.scoring.cancel()
+            batch.span.drop()
         self._lag.close()
         self._producer.abandon()
         self._consumer.close(timeout_ms=CONNECT_MS)
@@ -142,9 +145,10 @@ class Session:
             except CancelledError:
                 return
             except (KafkaError, ModelError, NotRunningError) as error:
-                _log.warning(
-                    "kafka failed, reading again from what is committed", error=_describe(error)
-                )
+                with self._in_flight[0].span.current() if self._in_flight else nullcontext():
+                    _log.warning(
+                        "kafka failed, reading again from what is committed", error=_describe(error)
+                    )
                 self._roll_back()
                 # Not in step with another server, or each would spoil the other's try for ever.
                 stopping.wait(retry_seconds * random.uniform(0.5, 1.5))  # noqa: S311 - no secret
@@ -164,7 +168,10 @@ class Session:
         if not self._in_flight:
             return False
         batch = self._in_flight[0]
-        self._commit(batch, batch.outcomes())
+        outcomes = batch.outcomes()
+        with batch.span.current(), part_span("commit"):
+            self._commit(batch, outcomes)
+        batch.span.end()
         self._in_flight.popleft()
         return True
 
@@ -180,7 +187,9 @@ class Session:
         records = [record for partition in polled.values() for record in partition]
         parsed = [parse_sample(record) for record in records]
         samples = [sample for sample in parsed if isinstance(sample, Sample)]
-        return _Batch(records, parsed, self._score(samples), member)
+        span = batch_span(self._settings, records)
+        with span.current():
+            return _Batch(records, parsed, self._score(samples), member, span)
 
     def _commit(self, batch: _Batch, outcomes: Sequence[Valuation | DeadLetter]) -> None:
         """Make a batch's outcomes and offsets visible together.
@@ -201,10 +210,10 @@ class Session:
         self._producer.begin_transaction()
         for source, outcome in zip(batch.records, outcomes, strict=True):
             if isinstance(outcome, Valuation):
-                topic, made = valuations, valuation_record(outcome, source)
+                topic, made = valuations, valuation_record(outcome, source, batch.span.headers)
             else:
                 topic = dead_letters
-                made = dead_letter_record(outcome, source, self._largest_letter)
+                made = dead_letter_record(outcome, source, self._largest_letter, batch.span.headers)
             sent.append(
                 self._producer.send(
                     topic,
@@ -252,6 +261,7 @@ class Session:
         first: dict[TopicPartition, int] = {}
         for batch in self._in_flight:
             batch.scoring.cancel()
+            batch.span.drop()
             for record in batch.records:
                 first.setdefault(TopicPartition(record.topic, record.partition), record.offset)
         self._in_flight.clear()

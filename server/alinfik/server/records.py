@@ -103,8 +103,16 @@ def parse_sample(record: SourceRecord) -> Sample | DeadLetter:
             return DeadLetter("unknown_content_type", error[:_ERROR_CHARACTERS])
 
 
-def valuation_record(valuation: Valuation, source: SourceRecord) -> OutgoingRecord:
-    """The record that carries a valuation: its source's key and timestamp, and where that stood."""
+def valuation_record(
+    valuation: Valuation, source: SourceRecord, trace: Sequence[tuple[str, bytes]] = ()
+) -> OutgoingRecord:
+    """The record that carries a valuation: its source's key and timestamp, and where that stood.
+
+    Args:
+        valuation: the value.
+        source: the record as it was consumed.
+        trace: headers that name the trace of its batch.
+    """
     text = json_format.MessageToJson(
         valuation,
         preserving_proto_field_name=True,
@@ -117,12 +125,16 @@ def valuation_record(valuation: Valuation, source: SourceRecord) -> OutgoingReco
         (CONTENT_TYPE, JSON.encode()),
         ("alinfik-bundle-id", valuation.bundle_id.encode()),
         *_source_headers(source),
+        *trace,
     ]
     return OutgoingRecord(source.key, text.encode(), headers, source.timestamp)
 
 
 def dead_letter_record(
-    letter: DeadLetter, source: SourceRecord, largest_bytes: int
+    letter: DeadLetter,
+    source: SourceRecord,
+    largest_bytes: int,
+    trace: Sequence[tuple[str, bytes]] = (),
 ) -> OutgoingRecord:
     """The source record byte for byte, its own headers first, then why it could not be valued.
 
@@ -134,12 +146,15 @@ def dead_letter_record(
         source: the record as it was consumed.
         largest_bytes: what the dead-letter topic takes, framing included. The value of a larger
             record is left out, and the header ``alinfik-value-bytes`` says how long it was.
+        trace: headers that name the trace of its batch. They come after the source's own, which may
+            name the trace that it was sent in.
     """
     headers = [(name, value or b"") for name, value in source.headers]
     headers += [
         ("alinfik-reason", letter.reason.encode()),
         ("alinfik-error", letter.error.encode(errors="replace")),
         *_source_headers(source),
+        *trace,
     ]
     value = b"" if source.key is None and source.value is None else source.value
     around = len(source.key or b"") + sum(len(n.encode()) + len(v) for n, v in headers)

@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator
 from contextlib import aclosing
 from typing import Any, cast
 
+from google.rpc.code_pb2 import Code
 from grpc.aio import ServicerContext
 
 from alinfik.server.bound import Bound
@@ -23,6 +24,7 @@ from alinfik.server.ordered import ClosedError, in_order
 from alinfik.server.registry import Registry
 from alinfik.server.requests import explanations, response, sample_violations
 from alinfik.server.settings import ServerSettings
+from alinfik.server.tracing import request_spans, set_status
 from alinfik.v1 import (
     ExplainRequest,
     ExplainResponse,
@@ -90,11 +92,12 @@ class ValuationService(ValuationServiceServicer):
         """Value batches as they come; each sample gets its own status."""
         async with self._calls.call("ScoreStream", context):
             bound = Bound(self._settings.stream_samples)
-            answers = in_order(request_iterator, self._answer, _weight, bound, self._draining)
+            answer = request_spans(self._answer)
+            answers = in_order(request_iterator, answer, _weight, bound, self._draining)
             try:
                 async with aclosing(answers):
-                    async for answer in answers:
-                        await context.write(answer)
+                    async for answered in answers:
+                        await context.write(answered)
             except ClosedError as error:
                 raise NotRunningError(
                     "the server is stopping; open a new stream for the requests not yet answered"
@@ -141,8 +144,9 @@ class ValuationService(ValuationServiceServicer):
             self._limits.check_request(request)
             return await self._score(request, Priority.STREAM, wait=True, deadline=None)
         except Exception as error:  # noqa: BLE001 - it ends one request and not the stream
-            failed = ScoreResult(error=status_of(error))
-            return ScoreResponse(results=[failed] * len(request.samples))
+            status = status_of(error)
+            set_status(Code.Name(status.code), status.message)
+            return ScoreResponse(results=[ScoreResult(error=status)] * len(request.samples))
 
     async def _score(
         self, request: ScoreRequest, priority: Priority, *, wait: bool, deadline: float | None

@@ -6,6 +6,7 @@ by every other module. Knows nothing of what the settings do.
 
 from pathlib import Path
 from typing import Annotated, Literal, Self
+from urllib.parse import urlsplit
 
 from annotated_types import MinLen
 from pydantic import (
@@ -34,6 +35,17 @@ def _paths(value: object) -> object:
 def _address(text: str) -> str:
     parse_address(text)
     return text
+
+
+def _collector(url: str) -> str:
+    if url:
+        parts = urlsplit(url)
+        if parts.scheme not in {"http", "https"} or parts.path.strip("/"):
+            raise ValueError(
+                "a collector is http://HOST:PORT, or https://HOST:PORT, of its OTLP over gRPC"
+            )
+        parse_address(parts.netloc)
+    return url
 
 
 Address = Annotated[str, AfterValidator(_address)]
@@ -208,6 +220,16 @@ class ServerSettings(BaseSettings):
     )
     log_format: Literal["auto", "console", "json"] = Field(
         "auto", description="Form of log lines; auto is console on a terminal and json elsewhere."
+    )
+    traces: Annotated[str, AfterValidator(_collector)] = Field(
+        "",
+        description="URL of an OpenTelemetry collector that takes OTLP over gRPC, such as "
+        "http://127.0.0.1:4317; https encrypts. Empty: no traces. Needs 'alinfik[traces]'.",
+    )
+    trace_ratio: Annotated[float, Field(ge=0, le=1)] = Field(
+        1.0,
+        description="Share of the traces that begin here which are kept; a caller that sends its "
+        "own trace has decided for itself. Lower it where there are hundreds of requests a second.",
     )
 
     @model_validator(mode="after")
