@@ -119,10 +119,10 @@ def test_the_server_gives_the_values_that_the_distiller_measured(
     async def score() -> list[Valuation]:
         settings = ServerSettings(bundle=bundle)
         async with Engine(loaded, settings, ServerMetrics(CollectorRegistry())) as engine:
-            found = await engine.score(
+            scored = await engine.score(
                 samples, priority=Priority.INTERACTIVE, source="grpc", wait=False
             )
-        return [valuation for valuation in found if isinstance(valuation, Valuation)]
+        return [valuation for valuation in scored.outcomes if isinstance(valuation, Valuation)]
 
     valuations = asyncio.run(score())
     assert len(valuations) == len(rows)

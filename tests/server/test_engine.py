@@ -191,6 +191,23 @@ def test_a_full_queue_refuses_the_impatient_and_lets_the_patient_wait(slow_bundl
     asyncio.run(main())
 
 
+def test_a_wait_that_would_be_too_long_is_refused_to_the_impatient(slow_bundle: Path) -> None:
+    async def main() -> None:
+        async with engine_of(slow_bundle, queue_seconds=1e-3) as (engine, registry):
+            one, two, three = texts_of(3)
+            running = asyncio.create_task(score(engine, one))
+            await in_model(registry)
+            waiting = asyncio.create_task(score(engine, two))
+            await queued(registry, 1)
+            with pytest.raises(QueueFull):
+                await score(engine, three)
+            refused = registry.get_sample_value("alinfik_refused_total", {"limit": "queue_seconds"})
+            assert refused == 1
+            await asyncio.gather(running, waiting, score(engine, three, wait=True))
+
+    asyncio.run(main())
+
+
 def test_streams_that_fill_their_queue_leave_interactive_calls_their_own(slow_bundle: Path) -> None:
     async def main() -> None:
         full = {"queue_samples": 1, "max_samples_per_request": 1, "batch_tokens": 1}

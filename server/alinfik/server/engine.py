@@ -47,6 +47,9 @@ __all__ = [
 # A refused caller is told to come back within these seconds, whatever the estimate says.
 _RETRY_SECONDS = 0.05, 30.0
 
+# Of the last batch in the model's speed: about the last ten count.
+_SPEED_WEIGHT = 0.1
+
 # Texts of every day, which each bundle must be able to value before it takes others.
 _PROBES = (
     Sample(prompt="What is 2 + 2?", completion="2 + 2 = 4."),
@@ -54,7 +57,7 @@ _PROBES = (
     Sample(prompt="Add two numbers.", completion="def add(a, b):\n    return a + b"),
 )
 
-_Limit = Literal["queue_samples", "queue_tokens"]
+_Limit = Literal["queue_samples", "queue_tokens", "queue_seconds"]
 
 _log = structlog.get_logger()
 
@@ -276,15 +279,24 @@ class Engine:
         bound = (self._samples if limit == "queue_samples" else self._tokens)[priority]
         if wait:
             await bound.acquire(units)
+        elif self._wait_seconds(priority) > self._settings.queue_seconds:
+            raise self._full("queue_seconds")
         elif not bound.try_acquire(units):
-            self._metrics.refused.labels(limit).inc()
-            least, most = _RETRY_SECONDS
-            queued = sum(held.held for held in self._tokens.values())
-            raise QueueFull(min(max(queued / self._tokens_per_second, least), most))
+            raise self._full(limit)
         if self._stopping:
             # No worker would ever take it.
             bound.release(units)
             raise NotRunningError("the server is stopping")
+
+    def _full(self, limit: _Limit) -> QueueFull:
+        self._metrics.refused.labels(limit).inc()
+        least, most = _RETRY_SECONDS
+        return QueueFull(min(max(self._wait_seconds(max(Priority)), least), most))
+
+    def _wait_seconds(self, priority: Priority) -> float:
+        """How long the samples take that go before a new one of this priority."""
+        before = sum(held.held for line, held in self._tokens.items() if line <= priority)
+        return before / self._tokens_per_second
 
     def _take(self) -> list[Job]:
         """The next batch, out of the queue and of its room."""
@@ -347,9 +359,14 @@ class Engine:
         output = self.warm.runtime.run(rows)
         ended = time.monotonic()
         self._tally.batch(batch, begun, ended)
-        tokens = sum(map(len, rows))
-        self._tokens_per_second = self.warm.workers * tokens / (ended - begun)
+        self._learn_speed(len(rows) * max(map(len, rows)), ended - begun)
         return self._valuer.valuations(rows, output)
+
+    def _learn_speed(self, padded_tokens: int, seconds: float) -> None:
+        """Follow the model's speed by its large batches; small ones say little of a full queue."""
+        if padded_tokens >= self.warm.batch_tokens / 2:
+            speed = self.warm.workers * padded_tokens / seconds
+            self._tokens_per_second += _SPEED_WEIGHT * (speed - self._tokens_per_second)
 
     def _show_queue(self) -> None:
         self._metrics.queue_samples.set(sum(bound.held for bound in self._samples.values()))

@@ -50,6 +50,9 @@ _CONNECTION = (
     ("grpc.server_handshake_timeout_ms", 10_000),
 )
 
+# Calls that have arrived and that the event loop has not yet come to.
+_PENDING_CALLS = 16_384
+
 _log = structlog.get_logger()
 
 
@@ -79,6 +82,10 @@ class Front:
                 ("grpc.so_reuseport", 0),
                 ("grpc.max_receive_message_length", settings.max_message_bytes),
                 ("grpc.max_send_message_length", -1),
+                # Past these gRPC drops calls itself, as CANCELLED and without a word on when to
+                # come back, which we say as soon as we hear of a call.
+                ("grpc.server.max_pending_requests", _PENDING_CALLS),
+                ("grpc.server.max_pending_requests_hard_limit", _PENDING_CALLS),
             ],
         )
 

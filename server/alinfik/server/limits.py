@@ -28,6 +28,7 @@ LIMITS = {
     "stream_samples": "stream_samples",
     "queue_samples": "queue_samples",
     "queue_tokens": "queue_tokens",
+    "queue_seconds": "queue_seconds",
 }
 # Those that turn something away where we see it: gRPC drops too large a message on its own, and a
 # full stream is not read on.
@@ -39,6 +40,7 @@ _REFUSING = (
     "streams",
     "queue_samples",
     "queue_tokens",
+    "queue_seconds",
 )
 
 _OURS = "/alinfik."

@@ -15,6 +15,7 @@ from pydantic import (
     Field,
     NonNegativeFloat,
     NonNegativeInt,
+    PositiveFloat,
     PositiveInt,
     model_validator,
 )
@@ -172,6 +173,12 @@ class ServerSettings(BaseSettings):
     queue_tokens: PositiveInt = Field(
         262_144,
         description="Most tokens that wait, for interactive calls and for streams each.",
+    )
+
+    queue_seconds: PositiveFloat = Field(
+        5.0,
+        description="Longest wait that a Score may expect when it arrives; past it, it fails with "
+        "RESOURCE_EXHAUSTED. Lower it where callers give up sooner; streams wait however long.",
     )
 
     cache_samples: NonNegativeInt = Field(
