@@ -122,7 +122,7 @@ def test_a_valuation_record_says_where_its_sample_stood():
         sample_id="1", bundle_id="b" * 64, values=[TargetValue(target="gsm8k", value=0.5)]
     )
     source = Record(b"{}", key=b"key")
-    record = valuation_record(valuation, source)
+    record = valuation_record(valuation, source, "json")
     assert record.key == b"key"
     assert record.timestamp == source.timestamp
     assert dict(record.headers) == {
@@ -137,6 +137,16 @@ def test_a_valuation_record_says_where_its_sample_stood():
     assert fields["values"][0]["lower"] == 0.0
     assert fields["truncated"] is False
     assert json_format.Parse(record.value or b"", Valuation()) == valuation
+
+
+def test_a_valuation_in_protobuf_says_so_as_a_sample_does():
+    valuation = Valuation(sample_id="1", values=[TargetValue(target="gsm8k", value=0.5)])
+    record = valuation_record(valuation, Record(b"{}"), "protobuf")
+    assert (
+        dict(record.headers)["content-type"]
+        == b"application/x-protobuf; proto=alinfik.v1.Valuation"
+    )
+    assert Valuation.FromString(record.value or b"") == valuation
 
 
 def test_a_dead_letter_keeps_all_of_its_source():

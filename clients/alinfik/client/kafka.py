@@ -16,6 +16,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from google.protobuf import json_format
+from google.protobuf.message import DecodeError
 
 from alinfik.command import CommandError, FailedError
 from alinfik.v1 import Sample, Valuation
@@ -157,9 +158,12 @@ def watch(
 
 def _valuation(record: "ConsumerRecord") -> Valuation:
     try:
+        content_type = dict(record.headers).get("content-type") or b""
+        if content_type.startswith(b"application/x-protobuf"):
+            return Valuation.FromString(record.value or b"")
         # Servers may be newer than this client.
         return json_format.Parse(record.value or b"", Valuation(), ignore_unknown_fields=True)
-    except (json_format.ParseError, UnicodeDecodeError) as error:
+    except (json_format.ParseError, UnicodeDecodeError, DecodeError) as error:
         raise CommandError(
             f"topic {record.topic}, partition {record.partition}, offset {record.offset} holds no "
             "valuation: is --topic what the server writes (its --kafka-output)?"

@@ -1,6 +1,6 @@
-"""The Kafka clients as the pipeline wants them: exactly once, nothing automatic, nothing unbounded.
+"""The Kafka clients as the pipeline wants them: nothing automatic, nothing unbounded.
 
-Comes in: settings. Goes out: a consumer and a transactional producer, both connected. Knows nothing
+Comes in: settings. Goes out: a consumer and a producer, both connected. Knows nothing
 of records and of when to commit.
 """
 
@@ -51,7 +51,7 @@ class GroupConsumer(KafkaConsumer):
         return self._coordinator.need_rejoin()
 
 
-class TransactionalProducer(KafkaProducer):
+class BoundedProducer(KafkaProducer):
     """A producer whose transactional calls end: kafka-python's own wait for ever for a lost broker.
 
     They last as long as a transaction does: past that the broker ends it by itself.
@@ -117,7 +117,7 @@ def _connect(settings: ServerSettings) -> GroupConsumer:
         bootstrap_timeout_ms=CONNECT_MS,
         client_id=f"alinfik-{settings.kafka_group}",
         group_id=settings.kafka_group,
-        # Offsets are committed by the producer, in the transaction of their values.
+        # Offsets are committed with their values, or after them.
         enable_auto_commit=False,
         # A producer's aborted samples are not to be valued; and a partition's committed offset is
         # waited for while the transaction of its former owner is open.
@@ -134,17 +134,18 @@ def _connect(settings: ServerSettings) -> GroupConsumer:
     )
 
 
-def open_producer(settings: ServerSettings, instance: str) -> TransactionalProducer:
-    """A producer that has fenced any earlier one of the same group and instance.
+def open_producer(settings: ServerSettings, instance: str) -> BoundedProducer:
+    """A producer; with transactions, it has fenced any earlier one of this group and instance.
 
     Raises:
         KafkaError: no broker answers, or it refuses transactions.
     """
-    producer = TransactionalProducer(
+    transactional = settings.kafka_delivery == "exactly_once"
+    producer = BoundedProducer(
         bootstrap_servers=settings.kafka_bootstrap.split(","),
         bootstrap_timeout_ms=CONNECT_MS,
         client_id=f"alinfik-{settings.kafka_group}",
-        transactional_id=f"alinfik-{settings.kafka_group}-{instance}",
+        transactional_id=f"alinfik-{settings.kafka_group}-{instance}" if transactional else None,
         transaction_timeout_ms=TRANSACTION_MS,
         delivery_timeout_ms=TRANSACTION_MS,
         request_timeout_ms=TRANSACTION_MS // 2,
@@ -157,11 +158,12 @@ def open_producer(settings: ServerSettings, instance: str) -> TransactionalProdu
         allow_auto_create_topics=False,
         reconnect_backoff_max_ms=1_000,
     )
-    try:
-        producer.init_transactions()
-    except KafkaError:
-        producer.abandon()
-        raise
+    if transactional:
+        try:
+            producer.init_transactions()
+        except KafkaError:
+            producer.abandon()
+            raise
     return producer
 
 

@@ -1,15 +1,11 @@
 """One connected stretch of the pipeline: consume, score, produce and commit until something breaks.
 
 Comes in: records of the partitions that the group assigns. Goes out: their valuations and dead
-letters, in their order, exactly once. Knows nothing of how a connection is made again once lost.
+letters, in their order. Knows nothing of how a connection is made again once lost, and of what
+makes a commit whole.
 
-Two batches are in flight at most: one is scored while the one before it is committed. What makes it
-exactly once:
-
-* values, dead letters and offsets are one transaction, and readers ask for committed records;
-* offsets are committed in the name of the group member that *fetched* them. A rebalance since then
-  makes the broker refuse them, whoever owns the partition now;
-* after an abort the consumer goes back to the offsets that the broker has, not to remembered ones.
+Two batches are in flight at most: one is scored while the one before it is committed. After a
+failure the consumer goes back to the offsets that the broker has, not to remembered ones.
 """
 
 import random
@@ -21,25 +17,21 @@ from contextlib import suppress
 from dataclasses import dataclass
 from threading import Event
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
 import structlog
 from kafka.errors import KafkaError
 from kafka.structs import ConsumerGroupMetadata, OffsetAndMetadata, TopicPartition
 
 from alinfik.server.engine import ModelError, NotRunningError
-from alinfik.server.kafka_io import (
-    CONNECT_MS,
-    TRANSACTION_MS,
-    largest_record,
-    open_consumer,
-    open_producer,
-)
+from alinfik.server.kafka_commit import Outgoing, open_committer
+from alinfik.server.kafka_io import CONNECT_MS, largest_record, open_consumer
 from alinfik.server.kafka_lag import LagWatch
 from alinfik.server.kafka_scoring import Score
 from alinfik.server.metrics import KafkaMetrics
 from alinfik.server.records import (
     DeadLetter,
+    OutgoingRecord,
     SourceRecord,
     dead_letter_record,
     parse_sample,
@@ -47,9 +39,6 @@ from alinfik.server.records import (
 )
 from alinfik.server.settings import ServerSettings
 from alinfik.v1 import Sample, Valuation
-
-if TYPE_CHECKING:
-    from kafka import Acknowledgement
 
 _log = structlog.get_logger()
 
@@ -100,12 +89,10 @@ class Session:
         self._score = score
         self._metrics = metrics
         self._in_flight: deque[_Batch] = deque()
-        self._transacting = False
-        self._instance = instance
         self._consumer = open_consumer(settings)
         try:
             self._largest_letter = largest_record(settings)
-            self._producer = open_producer(settings, instance)
+            self._committer = open_committer(settings, instance, self._consumer)
         except KafkaError:
             self._consumer.close(timeout_ms=CONNECT_MS)
             raise
@@ -124,7 +111,7 @@ class Session:
         for batch in self._in_flight:
             batch.scoring.cancel()
         self._lag.close()
-        self._producer.abandon()
+        self._committer.close()
         self._consumer.close(timeout_ms=CONNECT_MS)
 
     def run(self, stopping: Event) -> None:
@@ -183,47 +170,34 @@ class Session:
         return _Batch(records, parsed, self._score(samples), member)
 
     def _commit(self, batch: _Batch, outcomes: Sequence[Valuation | DeadLetter]) -> None:
-        """Make a batch's outcomes and offsets visible together.
+        """Make a batch's outcomes and the offsets after it lasting.
 
-        1. Begin a transaction: the broker fences every older producer of this instance.
-        2. Send each outcome, to the partition of its source's number, so that order is kept.
-        3. Wait until the broker has every record.
-        4. Add the offset after each partition's last record, as the member that fetched them.
-        5. Commit.
+        Each outcome goes to the partition of its source's number, so that order is kept.
         """
         begun = time.monotonic()
         topics = self._settings.kafka_output, self._settings.kafka_dead_letters
-        counts = {topic: len(self._producer.partitions_for(topic)) for topic in topics}
-        valuations, dead_letters = topics
+        counts = {topic: self._committer.partition_count(topic) for topic in topics}
+        outgoing: list[Outgoing] = []
         offsets: dict[TopicPartition, OffsetAndMetadata] = {}
-        sent: list[Acknowledgement] = []
-        self._transacting = True
-        self._producer.begin_transaction()
         for source, outcome in zip(batch.records, outcomes, strict=True):
-            if isinstance(outcome, Valuation):
-                topic, made = valuations, valuation_record(outcome, source)
-            else:
-                topic = dead_letters
-                made = dead_letter_record(outcome, source, self._largest_letter)
-            sent.append(
-                self._producer.send(
-                    topic,
-                    made.value,
-                    made.key,
-                    made.headers,
-                    source.partition % counts[topic],
-                    made.timestamp if made.timestamp >= 0 else None,
-                )
-            )
+            topic, record = self._outgoing(source, outcome)
+            outgoing.append(Outgoing(topic, source.partition % counts[topic], record))
             here = TopicPartition(source.topic, source.partition)
             offsets[here] = OffsetAndMetadata(source.offset + 1, "", -1)
-        for acknowledgement in sent:
-            acknowledgement.get(TRANSACTION_MS / 1000)
-        self._producer.send_offsets_to_transaction(offsets, batch.member)
-        self._producer.commit_transaction()
-        self._transacting = False
+        self._committer.commit(outgoing, offsets, batch.member)
         self._count(batch, outcomes, time.monotonic() - begun)
         self._lag.committed({partition: offset.offset for partition, offset in offsets.items()})
+
+    def _outgoing(
+        self, source: SourceRecord, outcome: Valuation | DeadLetter
+    ) -> tuple[str, OutgoingRecord]:
+        """The topic and the record of an outcome."""
+        settings = self._settings
+        if isinstance(outcome, DeadLetter):
+            letter = dead_letter_record(outcome, source, self._largest_letter)
+            return settings.kafka_dead_letters, letter
+        form = settings.kafka_valuation_format
+        return settings.kafka_output, valuation_record(outcome, source, form)
 
     def _count(
         self, batch: _Batch, outcomes: Sequence[Valuation | DeadLetter], commit_seconds: float
@@ -243,11 +217,7 @@ class Session:
         Raises:
             KafkaError: the broker does not answer.
         """
-        if self._transacting:
-            # Its transaction ends as the next producer starts.
-            self._producer.abandon()
-            self._producer = open_producer(self._settings, self._instance)
-            self._transacting = False
+        if self._committer.recover():
             self._metrics.transactions.labels("aborted").inc()
         first: dict[TopicPartition, int] = {}
         for batch in self._in_flight:

@@ -172,7 +172,7 @@ class KafkaMetrics:
         )
         self.transactions = Counter(
             "alinfik_kafka_transactions",
-            "Transactions by outcome (committed, aborted).",
+            "Batches of the input by what came of their commit (committed, aborted).",
             ["outcome"],
             registry=registry,
         )

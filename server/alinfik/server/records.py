@@ -2,8 +2,8 @@
 
 A sample's encoding is told by the record's ``content-type`` header: ``application/json``, also
 where there is none, or ``application/x-protobuf``. Both are those of ``alinfik.v1.Sample``; fields
-that it does not have are ignored, so that producers may be newer than the server. A valuation is
-the JSON form of ``alinfik.v1.Valuation`` with the field names of the proto file, defaults included.
+that it does not have are ignored, so that producers may be newer than the server. A valuation is an
+``alinfik.v1.Valuation`` in either form, JSON with the field names of the proto file and defaults.
 Knows nothing of brokers, offsets to commit, and bundles.
 """
 
@@ -20,6 +20,10 @@ from alinfik.v1 import Sample, Valuation
 JSON = "application/json"
 PROTOBUF = "application/x-protobuf"
 CONTENT_TYPE = "content-type"
+# As many readers of Kafka ask for it, the message is named.
+_VALUATION_PROTOBUF = f"{PROTOBUF}; proto={Valuation.DESCRIPTOR.full_name}"
+
+ValuationFormat = Literal["json", "protobuf"]
 
 Headers = list[tuple[str, bytes]]
 _FIELDS = tuple(Sample.DESCRIPTOR.fields_by_name)
@@ -103,22 +107,20 @@ def parse_sample(record: SourceRecord) -> Sample | DeadLetter:
             return DeadLetter("unknown_content_type", error[:_ERROR_CHARACTERS])
 
 
-def valuation_record(valuation: Valuation, source: SourceRecord) -> OutgoingRecord:
+def valuation_record(
+    valuation: Valuation, source: SourceRecord, form: ValuationFormat
+) -> OutgoingRecord:
     """The record that carries a valuation: its source's key and timestamp, and where that stood."""
-    text = json_format.MessageToJson(
-        valuation,
-        preserving_proto_field_name=True,
-        # Readers need not know which numbers and flags proto3 leaves out when they are zero.
-        always_print_fields_with_no_presence=True,
-        indent=None,
-        ensure_ascii=False,
-    )
+    if form == "json":
+        kind, value = JSON, _to_json(valuation)
+    else:
+        kind, value = _VALUATION_PROTOBUF, valuation.SerializeToString()
     headers = [
-        (CONTENT_TYPE, JSON.encode()),
+        (CONTENT_TYPE, kind.encode()),
         ("alinfik-bundle-id", valuation.bundle_id.encode()),
         *_source_headers(source),
     ]
-    return OutgoingRecord(source.key, text.encode(), headers, source.timestamp)
+    return OutgoingRecord(source.key, value, headers, source.timestamp)
 
 
 def dead_letter_record(
@@ -147,6 +149,17 @@ def dead_letter_record(
         headers.append(("alinfik-value-bytes", str(len(value)).encode()))
         value = b""
     return OutgoingRecord(source.key, value, headers, source.timestamp)
+
+
+def _to_json(valuation: Valuation) -> bytes:
+    return json_format.MessageToJson(
+        valuation,
+        preserving_proto_field_name=True,
+        # Readers need not know which numbers and flags proto3 leaves out when they are zero.
+        always_print_fields_with_no_presence=True,
+        indent=None,
+        ensure_ascii=False,
+    ).encode()
 
 
 def _source_headers(source: SourceRecord) -> Headers:

@@ -131,6 +131,18 @@ class ServerSettings(BaseSettings):
         "when it is back, instead of holding up readers for up to 20 s. Two must not share one.",
     )
 
+    kafka_delivery: Literal["exactly_once", "at_least_once"] = Field(
+        "exactly_once",
+        description="exactly_once commits values and offsets in one transaction. at_least_once "
+        "saves its round trips, and values some samples twice after a failure or a rebalance: for "
+        "readers that drop what they have seen, and brokers without transactions.",
+    )
+    kafka_valuation_format: Literal["json", "protobuf"] = Field(
+        "json",
+        description="Form of valuations. protobuf is a third of the bytes, and needs readers that "
+        "have the message's definition.",
+    )
+
     precision: Literal["auto", "float32", "int8"] = Field(
         "auto",
         description="Which of the bundle's models to run. auto is int8 on a CPU where the bundle "
