@@ -50,15 +50,14 @@ class Stream:
         return self
 
     def settings(self, bundle: Path, **others: object) -> ServerSettings:
-        return ServerSettings(
-            bundle=bundle,
-            kafka_bootstrap=self.broker.bootstrap,
-            kafka_input=self.samples,
-            kafka_output=self.valuations,
-            kafka_dead_letters=self.dead_letters,
-            kafka_group=self.name,
-            **others,
-        )
+        ours = {
+            "kafka_bootstrap": self.broker.bootstrap,
+            "kafka_input": self.samples,
+            "kafka_output": self.valuations,
+            "kafka_dead_letters": self.dead_letters,
+            "kafka_group": self.name,
+        }
+        return ServerSettings(bundle=bundle, **(ours | others))
 
 
 class Sent(NamedTuple):

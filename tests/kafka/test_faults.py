@@ -2,12 +2,13 @@
 
 import json
 import signal
+import threading
 from contextlib import ExitStack
 
 import pytest
 from structlog.testing import capture_logs
 
-from alinfik.server.kafka_io import open_producer
+from alinfik.server.kafka_io import NotThereError, open_consumer, open_producer
 from tests.kafka.conftest import apache_kafka
 from tests.kafka.streams import (
     Deadline,
@@ -129,6 +130,21 @@ def test_a_broker_that_comes_late_and_goes_away_is_waited_for(tiny_bundle):
         p: list(range(total // stream.partitions)) for p in range(stream.partitions)
     }
     assert all(event["log_level"] != "error" for event in logs), logs
+
+
+def test_brokers_that_never_come_cost_no_threads(tiny_bundle):
+    settings = Stream(Nowhere()).settings(tiny_bundle)
+    before = threading.active_count()
+    for _ in range(2):
+        with pytest.raises(NotThereError, match=r"no broker answers at 127\.0\.0\.1:1$"):
+            open_consumer(settings)
+        with pytest.raises(NotThereError):
+            open_producer(settings, "pod-0")
+    assert threading.active_count() == before
+
+
+class Nowhere:
+    bootstrap = "127.0.0.1:1"
 
 
 def wait_for_log(logs, text):

@@ -115,7 +115,10 @@ def _start_kafka(
         return nothing
     # Not at the top: without a broker, no Kafka client is loaded.
     from alinfik.server.kafka_pipeline import KafkaPipeline
+    from alinfik.server.kafka_security import connection
 
+    # Files that will not do are the user's to mend now; a broker may yet come.
+    connection(settings)
     metrics = KafkaMetrics(registry)
     pipeline = KafkaPipeline(settings, loaded, metrics, asyncio.get_running_loop())
     pipeline.start()

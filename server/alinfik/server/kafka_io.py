@@ -4,14 +4,18 @@ Comes in: settings. Goes out: a consumer and a producer, both connected. Knows n
 of records and of when to commit.
 """
 
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
+from typing import Any
 
 from kafka import KafkaConsumer, KafkaProducer
 from kafka.admin import ConfigResource, ConfigResourceType, KafkaAdminClient
 from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssignor
 from kafka.errors import KafkaError, KafkaTimeoutError
+from kafka.net.compat import KafkaNetClient
 from kafka.structs import ConsumerGroupMetadata, OffsetAndMetadata, TopicPartition
 
+from alinfik.server.kafka_security import connection, overhear
 from alinfik.server.settings import ServerSettings
 
 # A broker that is there answers in milliseconds; one that is not should be reported soon.
@@ -89,16 +93,41 @@ class BoundedProducer(KafkaProducer):
         self.close(timeout=0)
 
 
+@contextmanager
+def connecting(settings: ServerSettings) -> Generator[dict[str, Any]]:
+    """What a client that is made in this block is told; none that fails leaves a thread behind.
+
+    Raises:
+        NotThereError: no broker answers, or lets us in.
+    """
+    made: list[KafkaNetClient] = []
+
+    def make(**configs: Any) -> KafkaNetClient:
+        made.append(KafkaNetClient(**configs))
+        return made[-1]
+
+    with overhear() as heard:
+        try:
+            yield connection(settings) | {
+                "bootstrap_timeout_ms": CONNECT_MS,
+                "client_id": f"alinfik-{settings.kafka_group}",
+                "kafka_client": make,
+            }
+        except KafkaTimeoutError as error:
+            # Theirs does not know itself: it has started its thread, and its caller never sees it.
+            for client in made:
+                client.close()
+            raise NotThereError(heard.why(settings)) from error
+
+
 def open_consumer(settings: ServerSettings) -> GroupConsumer:
     """A member of the group, subscribed to the input topic.
 
     Raises:
-        NotThereError: no broker answers, or one of the three topics is missing.
+        NotThereError: no broker answers or lets us in, or one of the three topics is missing.
     """
-    try:
-        consumer = _connect(settings)
-    except KafkaTimeoutError as error:
-        raise NotThereError(f"no broker answers at {settings.kafka_bootstrap}") from error
+    with connecting(settings) as told:
+        consumer = _member(settings, told)
     topics = settings.kafka_input, settings.kafka_output, settings.kafka_dead_letters
     missing = [topic for topic in topics if not consumer.partitions_for_topic(topic)]
     if missing:
@@ -111,11 +140,9 @@ def open_consumer(settings: ServerSettings) -> GroupConsumer:
     return consumer
 
 
-def _connect(settings: ServerSettings) -> GroupConsumer:
+def _member(settings: ServerSettings, told: dict[str, Any]) -> GroupConsumer:
     return GroupConsumer(
-        bootstrap_servers=settings.kafka_bootstrap.split(","),
-        bootstrap_timeout_ms=CONNECT_MS,
-        client_id=f"alinfik-{settings.kafka_group}",
+        **told,
         group_id=settings.kafka_group,
         # Offsets are committed with their values, or after them.
         enable_auto_commit=False,
@@ -141,23 +168,24 @@ def open_producer(settings: ServerSettings, instance: str) -> BoundedProducer:
         KafkaError: no broker answers, or it refuses transactions.
     """
     transactional = settings.kafka_delivery == "exactly_once"
-    producer = BoundedProducer(
-        bootstrap_servers=settings.kafka_bootstrap.split(","),
-        bootstrap_timeout_ms=CONNECT_MS,
-        client_id=f"alinfik-{settings.kafka_group}",
-        transactional_id=f"alinfik-{settings.kafka_group}-{instance}" if transactional else None,
-        transaction_timeout_ms=TRANSACTION_MS,
-        delivery_timeout_ms=TRANSACTION_MS,
-        request_timeout_ms=TRANSACTION_MS // 2,
-        max_block_ms=TRANSACTION_MS,
-        max_request_size=MAX_REQUEST_BYTES,
-        batch_size=256 * 1024,
-        # The start of a transaction is refused while the end of the one before is being written, a
-        # few milliseconds; the client sleeps this long between tries.
-        retry_backoff_ms=10,
-        allow_auto_create_topics=False,
-        reconnect_backoff_max_ms=1_000,
-    )
+    with connecting(settings) as told:
+        producer = BoundedProducer(
+            **told,
+            transactional_id=f"alinfik-{settings.kafka_group}-{instance}"
+            if transactional
+            else None,
+            transaction_timeout_ms=TRANSACTION_MS,
+            delivery_timeout_ms=TRANSACTION_MS,
+            request_timeout_ms=TRANSACTION_MS // 2,
+            max_block_ms=TRANSACTION_MS,
+            max_request_size=MAX_REQUEST_BYTES,
+            batch_size=256 * 1024,
+            # The start of a transaction is refused while the end of the one before is being
+            # written, a few milliseconds; the client sleeps this long between tries.
+            retry_backoff_ms=10,
+            allow_auto_create_topics=False,
+            reconnect_backoff_max_ms=1_000,
+        )
     if transactional:
         try:
             producer.init_transactions()
@@ -175,9 +203,7 @@ def largest_record(settings: ServerSettings) -> int:
     """
     topic = settings.kafka_dead_letters
     wanted = ConfigResource(ConfigResourceType.TOPIC, topic, {"max.message.bytes": None})
-    with KafkaAdminClient(
-        bootstrap_servers=settings.kafka_bootstrap.split(","), bootstrap_timeout_ms=CONNECT_MS
-    ) as admin:
+    with KafkaAdminClient(**connection(settings), bootstrap_timeout_ms=CONNECT_MS) as admin:
         try:
             said = admin.describe_configs([wanted], config_filter="all")
         except KafkaError:

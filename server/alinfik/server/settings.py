@@ -114,6 +114,32 @@ class ServerSettings(BaseSettings):
     kafka_bootstrap: str = Field(
         "", description="HOST:PORT of Kafka brokers, comma-separated. Empty: gRPC alone."
     )
+    kafka_security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = Field(
+        "PLAINTEXT",
+        description="What the brokers' listener speaks. SSL is TLS; SASL is a user and a password.",
+    )
+    kafka_sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = Field(
+        "SCRAM-SHA-512",
+        description="How the password is shown. PLAIN sends it as it is: over TLS alone.",
+    )
+    kafka_sasl_user: str = Field("", description="User name at the brokers, for SASL.")
+    kafka_sasl_password_file: Path | None = Field(
+        None,
+        description="File that holds the user's password and nothing else. It and the PEM files "
+        "below are read again whenever the server connects anew.",
+    )
+    kafka_tls_ca: Path | None = Field(
+        None,
+        description="PEM file of the CAs that brokers' certificates may be of; by default those "
+        "that this machine trusts.",
+    )
+    kafka_tls_certificate: Path | None = Field(
+        None,
+        description="PEM file of our certificate, for brokers that ask clients for one.",
+    )
+    kafka_tls_key: Path | None = Field(
+        None, description="PEM file of its private key, not encrypted."
+    )
     kafka_input: str = Field("samples", description="Topic that samples are read from.")
     kafka_output: str = Field("valuations", description="Topic that valuations are written to.")
     kafka_dead_letters: str = Field(
@@ -256,6 +282,31 @@ class ServerSettings(BaseSettings):
             raise ValueError(
                 "--open-admin is for servers without --tokens; with them, give a token the role "
                 "admin"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _kafka_security_is_whole(self) -> Self:
+        protocol = self.kafka_security_protocol
+        whole_user = bool(self.kafka_sasl_user) and self.kafka_sasl_password_file is not None
+        if protocol.startswith("SASL") and not whole_user:
+            raise ValueError(
+                f"--kafka-security-protocol {protocol} needs --kafka-sasl-user and "
+                "--kafka-sasl-password-file"
+            )
+        if self.kafka_sasl_user and not protocol.startswith("SASL"):
+            raise ValueError(
+                "--kafka-sasl-user needs --kafka-security-protocol SASL_SSL, or SASL_PLAINTEXT "
+                "where the network is one's own"
+            )
+        if (self.kafka_tls_certificate is None) != (self.kafka_tls_key is None):
+            raise ValueError(
+                "--kafka-tls-certificate and --kafka-tls-key go together: give both, or neither"
+            )
+        if (self.kafka_tls_ca or self.kafka_tls_certificate) and not protocol.endswith("SSL"):
+            raise ValueError(
+                "--kafka-tls-ca and --kafka-tls-certificate need --kafka-security-protocol SSL or "
+                "SASL_SSL"
             )
         return self
 
