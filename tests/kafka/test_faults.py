@@ -85,14 +85,28 @@ def test_a_sample_that_breaks_the_model_takes_no_other_along(stream, failing_bun
     assert {dict(letter.headers)["alinfik-reason"] for letter in letters} == {b"model_failed"}
 
 
-def test_a_broken_model_delays_records_and_condemns_none(stream, failing_bundle, tiny_bundle):
-    sent = [Sent(json.dumps({"completion": f"A text of friends {n}"}).encode()) for n in range(30)]
+def test_a_batch_of_nothing_but_poison_passes(stream, failing_bundle):
+    """The model fails on every sample of it, and on none of the plain texts that it is tried on."""
+    sent = [Sent(json.dumps({"completion": f"A text of friends {n}"}).encode()) for n in range(5)]
     send(stream.broker, stream.samples, sent)
-    with capture_logs() as logs, running(stream.settings(failing_bundle)):
-        wait_for_log(logs, "the model failed")
-    with running(stream.settings(tiny_bundle)):
+    with running(stream.settings(failing_bundle)):
+        letters = read(stream.broker, stream.dead_letters, 5)
+    assert source_offsets(letters) == {0: list(range(5))}
+    assert {dict(letter.headers)["alinfik-reason"] for letter in letters} == {b"model_failed"}
+
+
+def test_a_broken_model_delays_records_and_condemns_none(stream, tiny_bundle, monkeypatch):
+    send(stream.broker, stream.samples, [*samples(30, stream.partitions), Sent(b"no JSON")])
+
+    def broken(*_):
+        raise RuntimeError("out of memory")
+
+    with capture_logs() as logs, running(stream.settings(tiny_bundle)) as server:
+        with server.bundles.use() as engine, monkeypatch.context() as patch:
+            patch.setattr(engine.warm.runtime, "run", broken)
+            wait_for_log(logs, "reading again from what is committed")
         read(stream.broker, stream.valuations, 30)
-    assert read(stream.broker, stream.dead_letters) == []
+    assert len(read(stream.broker, stream.dead_letters)) == 1
 
 
 def test_a_broker_that_comes_late_and_goes_away_is_waited_for(tiny_bundle):
