@@ -9,9 +9,11 @@ from google.protobuf import json_format
 from hypothesis import given
 from hypothesis import strategies as st
 
+from alinfik.server.kafka_headers import NULL
 from alinfik.server.records import (
     DeadLetter,
     dead_letter_record,
+    fits,
     parse_sample,
     valuation_record,
 )
@@ -153,10 +155,11 @@ def test_a_dead_letter_keeps_all_of_its_source():
     source = Record(b"\x00bad", [("trace", b"\x01"), ("empty", None), ("trace", b"\x02")], b"k")
     letter = dead_letter_record(DeadLetter("bad_json", "not JSON: ä"), source, largest_bytes=1_000)
     assert (letter.key, letter.value, letter.timestamp) == (b"k", b"\x00bad", source.timestamp)
-    assert letter.headers[:3] == [("trace", b"\x01"), ("empty", b""), ("trace", b"\x02")]
+    assert letter.headers[:3] == [("trace", b"\x01"), ("empty", NULL), ("trace", b"\x02")]
     assert dict(letter.headers[3:]) == {
         "alinfik-reason": b"bad_json",
         "alinfik-error": "not JSON: ä".encode(),
+        "alinfik-attempt": b"1",
         "alinfik-source-topic": b"samples",
         "alinfik-source-partition": b"3",
         "alinfik-source-offset": b"17",
@@ -173,3 +176,26 @@ def test_a_letter_too_large_for_its_topic_says_how_large_it_was():
     letter = dead_letter_record(DeadLetter("bad_json", "not JSON"), source, largest_bytes=900)
     assert letter.value == b""
     assert dict(letter.headers)["alinfik-value-bytes"] == b"600"
+
+
+@pytest.mark.parametrize(
+    ("before", "now"), [(b"1", b"2"), (b"41", b"42"), (b"", b"1"), (b"x", b"1"), (None, b"1")]
+)
+def test_a_letter_that_is_sent_again_counts_its_attempts(before: bytes | None, now: bytes):
+    source = Record(b"x", [("alinfik-attempt", before)])
+    letter = dead_letter_record(DeadLetter("bad_json", "not JSON"), source, 1_000)
+    assert [value for name, value in letter.headers if name == "alinfik-attempt"] == [now]
+
+
+sizes = st.integers(0, 3_000)
+
+
+@given(key=sizes, value=sizes, header=sizes)
+def test_any_letter_fits_its_topic_and_says_what_was_left_out(key: int, value: int, header: int):
+    source = Record(b"v" * value, [("h", b"h" * header)], b"k" * key)
+    letter = dead_letter_record(DeadLetter("bad_json", "not JSON"), source, 2_000)
+    assert fits(letter, 2_000)
+    headers = dict(letter.headers)
+    assert len(letter.value or b"") == value or headers["alinfik-value-bytes"] == b"%d" % value
+    assert len(letter.key or b"") == key or headers["alinfik-key-bytes"] == b"%d" % key
+    assert "h" in headers or headers["alinfik-headers-bytes"] == b"%d" % (header + 1)

@@ -195,18 +195,23 @@ def open_producer(settings: ServerSettings, instance: str) -> BoundedProducer:
     return producer
 
 
-def largest_record(settings: ServerSettings) -> int:
-    """Bytes that the dead-letter topic takes in one batch.
+def largest_records(settings: ServerSettings) -> dict[str, int]:
+    """Bytes that each topic which is written to takes in one batch.
 
     It must be known ahead: kafka-python never returns from a send that is refused for its size and
     has shared its batch.
     """
-    topic = settings.kafka_dead_letters
-    wanted = ConfigResource(ConfigResourceType.TOPIC, topic, {"max.message.bytes": None})
-    with KafkaAdminClient(**connection(settings), bootstrap_timeout_ms=CONNECT_MS) as admin:
+    topics = settings.kafka_output, settings.kafka_dead_letters
+    wanted = [
+        ConfigResource(ConfigResourceType.TOPIC, topic, {"max.message.bytes": None})
+        for topic in topics
+    ]
+    with connecting(settings) as told:
+        admin = KafkaAdminClient(**told)
+    with admin:
         try:
-            said = admin.describe_configs([wanted], config_filter="all")
+            said = admin.describe_configs(wanted, config_filter="all")["topic"]
         except KafkaError:
             # Not every broker that speaks the protocol knows this request, or grants it.
-            return DEFAULT_RECORD_BYTES
-    return int(said["topic"][topic]["max.message.bytes"]["value"])
+            return dict.fromkeys(topics, DEFAULT_RECORD_BYTES)
+    return {topic: int(said[topic]["max.message.bytes"]["value"]) for topic in topics}

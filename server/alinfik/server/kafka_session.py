@@ -25,7 +25,7 @@ from kafka.structs import ConsumerGroupMetadata, OffsetAndMetadata, TopicPartiti
 
 from alinfik.server.engine import ModelError, NotRunningError
 from alinfik.server.kafka_commit import Outgoing, open_committer
-from alinfik.server.kafka_io import CONNECT_MS, largest_record, open_consumer
+from alinfik.server.kafka_io import CONNECT_MS, largest_records, open_consumer
 from alinfik.server.kafka_lag import LagWatch
 from alinfik.server.kafka_scoring import Score
 from alinfik.server.metrics import KafkaMetrics
@@ -34,6 +34,7 @@ from alinfik.server.records import (
     OutgoingRecord,
     SourceRecord,
     dead_letter_record,
+    fits,
     parse_sample,
     valuation_record,
 )
@@ -91,7 +92,7 @@ class Session:
         self._in_flight: deque[_Batch] = deque()
         self._consumer = open_consumer(settings)
         try:
-            self._largest_letter = largest_record(settings)
+            self._largest = largest_records(settings)
             self._committer = open_committer(settings, instance, self._consumer)
         except KafkaError:
             self._consumer.close(timeout_ms=CONNECT_MS)
@@ -192,12 +193,15 @@ class Session:
         self, source: SourceRecord, outcome: Valuation | DeadLetter
     ) -> tuple[str, OutgoingRecord]:
         """The topic and the record of an outcome."""
-        settings = self._settings
-        if isinstance(outcome, DeadLetter):
-            letter = dead_letter_record(outcome, source, self._largest_letter)
-            return settings.kafka_dead_letters, letter
-        form = settings.kafka_valuation_format
-        return settings.kafka_output, valuation_record(outcome, source, form)
+        valuations, dead_letters = self._settings.kafka_output, self._settings.kafka_dead_letters
+        if isinstance(outcome, Valuation):
+            form = self._settings.kafka_valuation_format
+            record = valuation_record(outcome, source, form)
+            if fits(record, self._largest[valuations]):
+                return valuations, record
+            error = f"its valuation, with the key, is more than topic {valuations} takes"
+            outcome = DeadLetter("too_large", error)
+        return dead_letters, dead_letter_record(outcome, source, self._largest[dead_letters])
 
     def _count(
         self, batch: _Batch, outcomes: Sequence[Valuation | DeadLetter], commit_seconds: float

@@ -15,6 +15,7 @@ from google.protobuf import json_format
 from google.protobuf.message import DecodeError
 
 from alinfik.server import rejection
+from alinfik.server.kafka_headers import NULL
 from alinfik.v1 import Sample, Valuation
 
 JSON = "application/json"
@@ -24,6 +25,8 @@ CONTENT_TYPE = "content-type"
 _VALUATION_PROTOBUF = f"{PROTOBUF}; proto={Valuation.DESCRIPTOR.full_name}"
 
 ValuationFormat = Literal["json", "protobuf"]
+
+ATTEMPT = "alinfik-attempt"
 
 Headers = list[tuple[str, bytes]]
 _FIELDS = tuple(Sample.DESCRIPTOR.fields_by_name)
@@ -75,6 +78,7 @@ Reason = Literal[
     "wrong_type",
     "bad_protobuf",
     "model_failed",
+    "too_large",
 ]
 
 
@@ -123,32 +127,64 @@ def valuation_record(
     return OutgoingRecord(source.key, value, headers, source.timestamp)
 
 
+def fits(record: OutgoingRecord, largest_bytes: int) -> bool:
+    """Whether a topic takes the record.
+
+    Args:
+        record: what is to be sent.
+        largest_bytes: what the topic takes in one batch, framing included.
+    """
+    around = sum(len(name.encode()) + len(value) for name, value in record.headers)
+    return len(record.key or b"") + len(record.value or b"") + around + _FRAMING_BYTES <= (
+        largest_bytes
+    )
+
+
 def dead_letter_record(
     letter: DeadLetter, source: SourceRecord, largest_bytes: int
 ) -> OutgoingRecord:
     """The source record byte for byte, its own headers first, then why it could not be valued.
 
-    kafka-python cannot write a header without a value, nor a record with neither key nor value:
-    each gets an empty value in place of none.
+    ``alinfik-attempt`` counts how often it was tried: one more than the source's own header of that
+    name says, which a record has that is sent again.
 
     Args:
         letter: the reason.
         source: the record as it was consumed.
-        largest_bytes: what the dead-letter topic takes, framing included. The value of a larger
-            record is left out, and the header ``alinfik-value-bytes`` says how long it was.
+        largest_bytes: what the dead-letter topic takes, framing included. Of a larger record the
+            value is left out, then its headers, then the key, until it fits; the header
+            ``alinfik-value-bytes`` (``alinfik-headers-bytes``, ``alinfik-key-bytes``) says how
+            long that was.
     """
-    headers = [(name, value or b"") for name, value in source.headers]
-    headers += [
+    own = [(name, NULL if value is None else value) for name, value in source.headers]
+    own = [(name, value) for name, value in own if name != ATTEMPT]
+    ours = [
         ("alinfik-reason", letter.reason.encode()),
         ("alinfik-error", letter.error.encode(errors="replace")),
+        (ATTEMPT, str(_attempts(source) + 1).encode()),
         *_source_headers(source),
     ]
+    # kafka-python writes no record that has neither.
     value = b"" if source.key is None and source.value is None else source.value
-    around = len(source.key or b"") + sum(len(n.encode()) + len(v) for n, v in headers)
-    if value is not None and around + len(value) + _FRAMING_BYTES > largest_bytes:
-        headers.append(("alinfik-value-bytes", str(len(value)).encode()))
-        value = b""
-    return OutgoingRecord(source.key, value, headers, source.timestamp)
+    record = OutgoingRecord(source.key, value, [*own, *ours], source.timestamp)
+    if not fits(record, largest_bytes) and value:
+        ours.append(("alinfik-value-bytes", str(len(value)).encode()))
+        record = record._replace(value=b"", headers=[*own, *ours])
+    if not fits(record, largest_bytes) and own:
+        length = sum(len(name.encode()) + len(value) for name, value in own)
+        ours.append(("alinfik-headers-bytes", str(length).encode()))
+        record = record._replace(headers=ours)
+    if not fits(record, largest_bytes) and source.key:
+        ours.append(("alinfik-key-bytes", str(len(source.key)).encode()))
+        record = record._replace(key=None, value=record.value or b"", headers=ours)
+    return record
+
+
+def _attempts(source: SourceRecord) -> int:
+    """How often the record was tried before."""
+    said = dict(source.headers).get(ATTEMPT) or b""
+    # Nine digits are more than anybody tries, and few enough to read.
+    return int(said) if said.isdigit() and len(said) < 10 else 0
 
 
 def _to_json(valuation: Valuation) -> bytes:
