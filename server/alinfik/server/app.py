@@ -16,7 +16,7 @@ from prometheus_client import CollectorRegistry, ProcessCollector
 
 from alinfik.server.bundle import load_bundle
 from alinfik.server.endpoint import serve_metrics
-from alinfik.server.front import Front
+from alinfik.server.front import Front, NoFront
 from alinfik.server.logs import configure_logs
 from alinfik.server.metrics import KafkaMetrics, Metrics
 from alinfik.server.registry import Registry
@@ -65,7 +65,7 @@ async def running(settings: ServerSettings) -> AsyncGenerator[Running, None]:
     metrics = Metrics(registry)
     ProcessCollector(registry=registry)
     loaded = Registry(settings, metrics)
-    front = Front(settings, loaded, metrics)
+    front = Front(settings, loaded, metrics) if settings.listen else NoFront(metrics)
     with serve_metrics(settings.metrics, registry) as metrics_address:
         grpc_address = await front.listen()
         try:
@@ -135,7 +135,7 @@ async def _serve_forever(settings: ServerSettings) -> None:
         with server.bundles.use() as engine:
             _log.info(
                 "ready",
-                grpc=server.grpc,
+                grpc=server.grpc or "none",
                 metrics=server.metrics,
                 kafka=settings.kafka_bootstrap or "none",
                 bundle_id=engine.bundle.id,

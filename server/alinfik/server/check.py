@@ -45,9 +45,10 @@ async def check(settings: ServerSettings) -> Found:
     Raises:
         CommandError: as ``serve``.
     """
-    check_listenable(settings.listen, "--listen")
     check_listenable(settings.metrics, "--metrics")
-    check_exposure(settings)
+    if settings.listen:
+        check_listenable(settings.listen, "--listen")
+        check_exposure(settings)
     credentials = server_credentials(settings)
     connection(settings)
     tokens = read_tokens(settings.tokens) if settings.tokens else None

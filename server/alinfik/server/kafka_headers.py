@@ -41,8 +41,8 @@ class _AnyBytes(bytearray):
     """Bytes of a batch, of which any part can be decoded."""
 
     def __getitem__(self, index: Any) -> Any:
-        part: Any = super().__getitem__(index)
-        return _AnyBytes(cast("bytearray", part)) if isinstance(index, slice) else part
+        part = cast("Any", super()).__getitem__(index)
+        return _AnyBytes(part) if isinstance(index, slice) else part
 
     def decode(self, encoding: str = "utf-8", errors: str = "strict") -> str:
         try:

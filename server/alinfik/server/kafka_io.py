@@ -4,19 +4,22 @@ Comes in: settings. Goes out: a consumer and a producer, both connected. Knows n
 of records and of when to commit.
 """
 
-from collections.abc import Generator, Mapping
-from contextlib import contextmanager
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any
 
+import structlog
 from kafka import KafkaConsumer, KafkaProducer
 from kafka.admin import ConfigResource, ConfigResourceType, KafkaAdminClient
 from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssignor
-from kafka.errors import KafkaError, KafkaTimeoutError
+from kafka.errors import KafkaError, KafkaTimeoutError, TopicAlreadyExistsError
 from kafka.net.compat import KafkaNetClient
 from kafka.structs import ConsumerGroupMetadata, OffsetAndMetadata, TopicPartition
 
 from alinfik.server.kafka_security import connection, overhear
 from alinfik.server.settings import ServerSettings
+
+_log = structlog.get_logger()
 
 # A broker that is there answers in milliseconds; one that is not should be reported soon.
 CONNECT_MS = 3_000
@@ -27,11 +30,13 @@ HEARTBEAT_MS = 1_000
 # How long a killed server's open transaction holds up its partitions and their readers. A
 # transaction here opens when its batch is valued already, and lasts for a few round trips.
 TRANSACTION_MS = 10_000
-# Records a batch: enough that a commit of some 20 ms is a small part of valuing it, few enough that
-# a rebalance, which waits for the batch, is not held up for more than seconds.
-BATCH_RECORDS = 500
+# How late new partitions are seen, of the input and of the topics that are written to; one small
+# request each time.
+METADATA_MS = 10_000
 # What a topic takes by default, and what is assumed where a broker does not say.
 DEFAULT_RECORD_BYTES = 1_048_588
+# Of a dead-letter topic that we create: room for the headers beside the largest sample.
+_DEAD_LETTER_BYTES = 2 * DEFAULT_RECORD_BYTES
 # Past every limit that topics are given: theirs is the one to count.
 MAX_REQUEST_BYTES = 64 * 1024 * 1024
 
@@ -53,6 +58,13 @@ class GroupConsumer(KafkaConsumer):
         be a patient one: a join that ends between two polls is thrown away and begun again.
         """
         return self._coordinator.need_rejoin()
+
+    def leave(self) -> None:
+        """Close, and have the group share our partitions among the others at once."""
+        # A member with an instance name goes without a word, and the others wait until its session
+        # is over. That is for one that crashes and comes back, not for one that is told to stop.
+        self._coordinator.is_dynamic_member = lambda: True
+        self.close(timeout_ms=CONNECT_MS)
 
 
 class BoundedProducer(KafkaProducer):
@@ -132,12 +144,35 @@ def open_consumer(settings: ServerSettings) -> GroupConsumer:
     missing = [topic for topic in topics if not consumer.partitions_for_topic(topic)]
     if missing:
         consumer.close(timeout_ms=CONNECT_MS)
+        if settings.kafka_create_topics:
+            _create(settings, missing)
+            return open_consumer(settings)
         raise NotThereError(
             f"{settings.kafka_bootstrap} has no topic {', '.join(missing)}; create it with "
-            f"kafka-topics --bootstrap-server {settings.kafka_bootstrap} --create --topic NAME"
+            f"kafka-topics --bootstrap-server {settings.kafka_bootstrap} --create --topic NAME, "
+            "or give --kafka-create-topics"
         )
     consumer.subscribe([settings.kafka_input])
     return consumer
+
+
+def _create(settings: ServerSettings, topics: Sequence[str]) -> None:
+    """Create topics; another server may be doing the same."""
+    with connecting(settings) as told:
+        admin = KafkaAdminClient(**told)
+    with admin:
+        for topic in topics:
+            configs: dict[str, str] = {}
+            if topic == settings.kafka_dead_letters:
+                configs["max.message.bytes"] = str(_DEAD_LETTER_BYTES)
+            wanted = {
+                "num_partitions": settings.kafka_partitions,
+                "replication_factor": settings.kafka_replication_factor,
+                "configs": configs,
+            }
+            with suppress(TopicAlreadyExistsError):
+                admin.create_topics({topic: wanted}, wait_for_metadata=True)
+            _log.info("kafka topic created", topic=topic, partitions=settings.kafka_partitions)
 
 
 def _member(settings: ServerSettings, told: dict[str, Any]) -> GroupConsumer:
@@ -149,10 +184,12 @@ def _member(settings: ServerSettings, told: dict[str, Any]) -> GroupConsumer:
         # A producer's aborted samples are not to be valued; and a partition's committed offset is
         # waited for while the transaction of its former owner is open.
         isolation_level="read_committed",
-        # A group's first start values what the topic holds already: nothing is skipped silently.
-        auto_offset_reset="earliest",
+        # Where there is no offset we say where to begin, and tell: see kafka_start.
+        auto_offset_reset="none",
+        # A static member, if it has a name: it is the same one after a crash.
+        group_instance_id=settings.kafka_instance or None,
         partition_assignment_strategy=[CooperativeStickyAssignor()],
-        max_poll_records=BATCH_RECORDS,
+        metadata_max_age_ms=METADATA_MS,
         session_timeout_ms=SESSION_MS,
         heartbeat_interval_ms=HEARTBEAT_MS,
         allow_auto_create_topics=False,
@@ -183,6 +220,7 @@ def open_producer(settings: ServerSettings, instance: str) -> BoundedProducer:
             # The start of a transaction is refused while the end of the one before is being
             # written, a few milliseconds; the client sleeps this long between tries.
             retry_backoff_ms=10,
+            metadata_max_age_ms=METADATA_MS,
             allow_auto_create_topics=False,
             reconnect_backoff_max_ms=1_000,
         )

@@ -4,15 +4,15 @@ Comes in: records of the partitions that the group assigns. Goes out: their valu
 letters, in their order. Knows nothing of how a connection is made again once lost, and of what
 makes a commit whole.
 
-Two batches are in flight at most: one is scored while the one before it is committed. After a
-failure the consumer goes back to the offsets that the broker has, not to remembered ones.
+A few batches are in flight at most: some are scored while the one before them is committed. After
+a failure the consumer goes back to the offsets that the broker has, not to remembered ones.
 """
 
 import random
 import time
 from collections import deque
 from collections.abc import Sequence
-from concurrent.futures import CancelledError, Future
+from concurrent.futures import CancelledError, Future, wait
 from contextlib import suppress
 from dataclasses import dataclass
 from threading import Event
@@ -20,14 +20,16 @@ from types import TracebackType
 from typing import Self
 
 import structlog
-from kafka.errors import KafkaError
+from kafka.errors import KafkaError, NoOffsetForPartitionError, OffsetOutOfRangeError
 from kafka.structs import ConsumerGroupMetadata, OffsetAndMetadata, TopicPartition
 
 from alinfik.server.engine import ModelError, NotRunningError
 from alinfik.server.kafka_commit import Outgoing, open_committer
 from alinfik.server.kafka_io import CONNECT_MS, largest_records, open_consumer
 from alinfik.server.kafka_lag import LagWatch
+from alinfik.server.kafka_pace import Pace
 from alinfik.server.kafka_scoring import Score
+from alinfik.server.kafka_start import Starts
 from alinfik.server.metrics import KafkaMetrics
 from alinfik.server.records import (
     DeadLetter,
@@ -49,9 +51,21 @@ _IN_FLIGHT = 2
 _IDLE_MS = 200
 # How long it waits while the group agrees on who owns what.
 _JOIN_MS = 1_000
+# How long the oldest batch is waited for before we look for records again: less than a batch of
+# the fastest proxy takes.
+_LOOK_SECONDS = 0.005
+# How long, where there is no room for records. Past it we poll all the same, since a member that
+# does not poll for five minutes is expelled, and a model that is busy with gRPC may take longer.
+_FULL_SECONDS = 1.0
+# How long a rebalance, and so the whole group, waits for what we have in flight.
+_REBALANCE_SECONDS = 5.0
 # Between tries of a batch that keeps failing: soon, since a rebalance is over in a moment, then
 # seldom, since what is left is broken.
 _RETRY_SECONDS = 0.1, 10.0
+
+
+class SlowBatchError(KafkaError):
+    """A batch is given up, since others wait for us."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +77,9 @@ class _Batch:
     """One outcome for each sample in ``parsed``."""
     member: ConsumerGroupMetadata
     """Who we were to the group when it gave us these records."""
+
+    fetched: float
+    """On the monotonic clock."""
 
     def outcomes(self) -> list[Valuation | DeadLetter]:
         """One for each record; waits for the engine."""
@@ -97,6 +114,12 @@ class Session:
         except KafkaError:
             self._consumer.close(timeout_ms=CONNECT_MS)
             raise
+        self._pace = Pace(settings.kafka_batch_records)
+        self._committed_at = 0.0
+        self._joining_since: float | None = None
+        self._starts = Starts(
+            self._consumer, settings.kafka_group, settings.kafka_offset_reset, metrics
+        )
         self._lag = LagWatch(self._consumer, settings.kafka_bootstrap, metrics)
 
     def __enter__(self) -> Self:
@@ -113,7 +136,7 @@ class Session:
             batch.scoring.cancel()
         self._lag.close()
         self._committer.close()
-        self._consumer.close(timeout_ms=CONNECT_MS)
+        self._consumer.leave()
 
     def run(self, stopping: Event) -> None:
         """Work until ``stopping``, then finish what is in flight; cancelled scoring is dropped.
@@ -142,22 +165,57 @@ class Session:
         """Fetch a batch if there is room for it, else commit one; say whether one was committed."""
         self._lag.update()
         rebalancing = self._consumer.must_join()
-        room = 1 if rebalancing else _IN_FLIGHT
-        if len(self._in_flight) < room and not stopping.is_set():
+        if not rebalancing:
+            self._joining_since = None
+        room = (1 if rebalancing else _IN_FLIGHT) - len(self._in_flight)
+        if room > 0 and not stopping.is_set():
             patience_ms = 0 if self._in_flight else _JOIN_MS if rebalancing else _IDLE_MS
             batch = self._fetch(patience_ms)
             if batch is not None:
                 self._in_flight.append(batch)
                 return False
+            if not self._in_flight and not rebalancing:
+                self._commit_passed()
         if not self._in_flight:
             return False
         batch = self._in_flight[0]
+        may_fetch = room > 0 and not rebalancing and not stopping.is_set()
+        if not wait([batch.scoring], _LOOK_SECONDS if may_fetch else _FULL_SECONDS).done:
+            if rebalancing:
+                self._check_rebalance()
+            elif not may_fetch:
+                self._stay_member()
+            return False
         self._commit(batch, batch.outcomes())
         self._in_flight.popleft()
         return True
 
+    def _check_rebalance(self) -> None:
+        now = time.monotonic()
+        if self._joining_since is None:
+            self._joining_since = now
+        elif now - self._joining_since > _REBALANCE_SECONDS:
+            raise SlowBatchError(f"not valued in {_REBALANCE_SECONDS} s of a rebalance")
+
+    def _stay_member(self) -> None:
+        """Poll, and take no records of the partitions that we have."""
+        owned = self._consumer.assignment()
+        self._consumer.pause(*owned)
+        batch = self._fetch(0)
+        if batch is not None:
+            # Of partitions that are ours since this poll.
+            self._in_flight.append(batch)
+        self._consumer.resume(*(owned & self._consumer.assignment()))
+
     def _fetch(self, timeout_ms: int) -> _Batch | None:
-        polled = self._consumer.poll(timeout_ms)
+        try:
+            polled = self._consumer.poll(timeout_ms, max_records=self._pace.records)
+        except NoOffsetForPartitionError as error:
+            self._starts.begin(error.args[0])
+            return None
+        except OffsetOutOfRangeError as error:
+            self._starts.resume(error.args[0])
+            return None
         if not polled:
             return None
         member = self._consumer.group_metadata()
@@ -168,7 +226,16 @@ class Session:
         records = [record for partition in polled.values() for record in partition]
         parsed = [parse_sample(record) for record in records]
         samples = [sample for sample in parsed if isinstance(sample, Sample)]
-        return _Batch(records, parsed, self._score(samples), member)
+        return _Batch(records, parsed, self._score(samples), member, time.monotonic())
+
+    def _commit_passed(self) -> None:
+        """Commit offsets that hold nothing to value, as at the end of a transactional input."""
+        member = self._consumer.group_metadata()
+        passed = self._lag.passed() if member.generation_id >= 0 else {}
+        if passed:
+            offsets = {place: OffsetAndMetadata(end, "", -1) for place, end in passed.items()}
+            self._committer.commit([], offsets, member)
+            self._lag.committed(passed)
 
     def _commit(self, batch: _Batch, outcomes: Sequence[Valuation | DeadLetter]) -> None:
         """Make a batch's outcomes and the offsets after it lasting.
@@ -186,7 +253,10 @@ class Session:
             here = TopicPartition(source.topic, source.partition)
             offsets[here] = OffsetAndMetadata(source.offset + 1, "", -1)
         self._committer.commit(outgoing, offsets, batch.member)
-        self._count(batch, outcomes, time.monotonic() - begun)
+        ended = time.monotonic()
+        self._pace.took(len(batch.records), ended - max(batch.fetched, self._committed_at))
+        self._committed_at = ended
+        self._count(batch, outcomes, ended - begun)
         self._lag.committed({partition: offset.offset for partition, offset in offsets.items()})
 
     def _outgoing(

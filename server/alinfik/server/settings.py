@@ -36,7 +36,10 @@ def _address(text: str) -> str:
     return text
 
 
+OffsetReset = Literal["earliest", "latest", "fail"]
+
 Address = Annotated[str, AfterValidator(_address)]
+AddressOrNone = Annotated[str, AfterValidator(lambda text: text and _address(text))]
 
 
 class ServerSettings(BaseSettings):
@@ -72,10 +75,11 @@ class ServerSettings(BaseSettings):
         "place of the first one; 0 is never. Set it where bundles are delivered as files.",
     )
 
-    listen: Address = Field(
+    listen: AddressOrNone = Field(
         "127.0.0.1:50051",
         description="HOST:PORT for gRPC; port 0 takes a free one. 0.0.0.0 opens it to the network, "
-        "for which --tls-certificate or --tokens is needed, or --allow-insecure.",
+        "for which --tls-certificate or --tokens is needed, or --allow-insecure. Empty: Kafka "
+        "alone.",
     )
     metrics: Address = Field(
         "127.0.0.1:9464",
@@ -153,8 +157,34 @@ class ServerSettings(BaseSettings):
     kafka_instance: str = Field(
         "",
         description="Name of this server within its group; drawn at random when empty. Give it one "
-        "that outlives restarts, such as the pod's, and a killed server's open transaction ends "
-        "when it is back, instead of holding up readers for up to 20 s. Two must not share one.",
+        "that outlives restarts, such as the pod's, and a killed server takes up its partitions "
+        "and ends its open transaction as soon as it is back, instead of holding up readers for "
+        "up to 20 s. Two must not share one.",
+    )
+    kafka_offset_reset: OffsetReset = Field(
+        "earliest",
+        description="Where a partition begins of which the group has no offset, or one that the "
+        "broker has deleted. latest skips what is there, and counts it; fail values nothing until "
+        "a person has set an offset.",
+    )
+    kafka_create_topics: CliImplicitFlag[bool] = Field(
+        False,
+        description="Create those of the three topics that are missing, with the settings below. "
+        "For a broker of one's own: elsewhere topics are somebody's to plan.",
+    )
+    kafka_partitions: PositiveInt = Field(
+        6,
+        description="Partitions of topics that are created: the most servers that share the work.",
+    )
+    kafka_replication_factor: Annotated[int, Field(ge=-1, le=32_767)] = Field(
+        -1,
+        description="Brokers that keep a copy of topics that are created; -1 is the brokers' own "
+        "default.",
+    )
+    kafka_batch_records: PositiveInt = Field(
+        2000,
+        description="Most records of one commit. Batches are smaller where the model is slow, so "
+        "that one takes about half a second. Lower it where records are large.",
     )
 
     kafka_delivery: Literal["exactly_once", "at_least_once"] = Field(
@@ -247,6 +277,12 @@ class ServerSettings(BaseSettings):
     log_format: Literal["auto", "console", "json"] = Field(
         "auto", description="Form of log lines; auto is console on a terminal and json elsewhere."
     )
+
+    @model_validator(mode="after")
+    def _has_a_door(self) -> Self:
+        if not self.listen and not self.kafka_bootstrap:
+            raise ValueError("neither --listen nor --kafka-bootstrap: nobody could send a sample")
+        return self
 
     @model_validator(mode="after")
     def _watch_has_root(self) -> Self:
