@@ -45,7 +45,9 @@ from alinfik.v1 import Sample, Valuation
 
 _log = structlog.get_logger()
 
-_IN_FLIGHT = 2
+# One in the model, one behind it, one being committed. Measured with proxies that cost next to
+# nothing: 2 to 22 % more samples a second than two, and no fewer than four.
+_IN_FLIGHT = 3
 # How long an idle consumer waits for records, and so how late it sees that it should stop: its wait
 # cannot be interrupted.
 _IDLE_MS = 200
