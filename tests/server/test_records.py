@@ -141,6 +141,41 @@ def test_a_valuation_record_says_where_its_sample_stood():
     assert json_format.Parse(record.value or b"", Valuation()) == valuation
 
 
+numbers = st.floats()
+float32s = st.floats(width=32)
+valuations = st.builds(
+    Valuation,
+    sample_id=texts,
+    provider=texts,
+    bundle_id=texts,
+    values=st.lists(
+        st.builds(
+            TargetValue,
+            target=texts,
+            value=numbers,
+            lower=numbers,
+            upper=numbers,
+            percentile=numbers,
+        ),
+        max_size=3,
+    ),
+    token_count=st.integers(0, 2**32 - 1),
+    truncated=st.booleans(),
+    out_of_distribution_score=float32s,
+    out_of_distribution=st.booleans(),
+)
+
+
+@given(valuations)
+def test_a_valuations_json_is_protobufs_own(valuation: Valuation):
+    """All fields, defaults too, as the library writes them; so no new field is forgotten."""
+    own = json_format.MessageToDict(
+        valuation, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
+    )
+    written = valuation_record(valuation, Record(b"{}"), "json").value or b""
+    assert json.loads(written) == own
+
+
 def test_a_valuation_in_protobuf_says_so_as_a_sample_does():
     valuation = Valuation(sample_id="1", values=[TargetValue(target="gsm8k", value=0.5)])
     record = valuation_record(valuation, Record(b"{}"), "protobuf")

@@ -11,6 +11,7 @@ import json
 from collections.abc import Sequence
 from typing import Literal, NamedTuple, Protocol, cast
 
+import numpy as np
 from google.protobuf import json_format
 from google.protobuf.message import DecodeError
 
@@ -188,14 +189,39 @@ def _attempts(source: SourceRecord) -> int:
 
 
 def _to_json(valuation: Valuation) -> bytes:
-    return json_format.MessageToJson(
-        valuation,
-        preserving_proto_field_name=True,
-        # Readers need not know which numbers and flags proto3 leaves out when they are zero.
-        always_print_fields_with_no_presence=True,
-        indent=None,
-        ensure_ascii=False,
-    ).encode()
+    # Field by field: the library's own way takes two to three times as long, and this is done for
+    # every sample, on the one thread that the pipeline has.
+    fields = {
+        "sample_id": valuation.sample_id,
+        "provider": valuation.provider,
+        "bundle_id": valuation.bundle_id,
+        "values": [
+            {
+                "target": one.target,
+                "value": one.value,
+                "lower": one.lower,
+                "upper": one.upper,
+                "percentile": one.percentile,
+            }
+            for one in valuation.values
+        ],
+        "token_count": valuation.token_count,
+        "truncated": valuation.truncated,
+        # A float32, in the fewest digits that tell it from others.
+        "out_of_distribution_score": float(str(np.float32(valuation.out_of_distribution_score))),
+        "out_of_distribution": valuation.out_of_distribution,
+    }
+    try:
+        return json.dumps(fields, ensure_ascii=False, allow_nan=False).encode()
+    except ValueError:
+        # What JSON has no number for, the mapping of protobuf has words for.
+        return json_format.MessageToJson(
+            valuation,
+            preserving_proto_field_name=True,
+            always_print_fields_with_no_presence=True,
+            indent=None,
+            ensure_ascii=False,
+        ).encode()
 
 
 def _source_headers(source: SourceRecord) -> Headers:
