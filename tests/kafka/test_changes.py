@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import threading
 from collections import defaultdict
 
 import pytest
@@ -125,6 +126,26 @@ def test_a_server_that_is_told_to_stop_hands_its_partitions_over(stream, tiny_bu
         wait_for_partitions(lambda n: n == 3)
         send(stream.broker, stream.samples, samples(30, stream.partitions))
         read(stream.broker, stream.valuations, 30)
+
+
+def test_a_batch_that_is_stuck_in_the_model_holds_no_rebalance_up(stream, tiny_bundle, monkeypatch):
+    """Nor is its server expelled; what it drops is valued by whoever has the partition then."""
+    total = 300
+    send(stream.broker, stream.samples, samples(total, stream.partitions))
+    settings = stream.settings(tiny_bundle)
+    unstuck = threading.Event()
+    with capture_logs() as logs, running(settings) as first, first.bundles.use() as engine:
+        run = engine.warm.runtime.run
+        monkeypatch.setattr(
+            engine.warm.runtime, "run", lambda rows: unstuck.wait(WAIT_SECONDS) and run(rows)
+        )
+        with running(settings):
+            wait_for_log(logs, "of a rebalance")
+            unstuck.set()
+            read(stream.broker, stream.valuations, total)
+    assert source_offsets(read(stream.broker, stream.valuations)) == {
+        p: list(range(total // stream.partitions)) for p in range(stream.partitions)
+    }
 
 
 def test_each_valuation_names_the_bundle_that_gave_it(stream, tiny_bundle, tmp_path):
