@@ -23,6 +23,7 @@ import structlog
 from kafka.errors import KafkaError, NoOffsetForPartitionError, OffsetOutOfRangeError
 from kafka.structs import ConsumerGroupMetadata, OffsetAndMetadata, TopicPartition
 
+from alinfik.command import CommandError
 from alinfik.server.engine import ModelError, NotRunningError
 from alinfik.server.kafka_commit import Outgoing, open_committer
 from alinfik.server.kafka_io import CONNECT_MS, largest_records, open_consumer
@@ -99,7 +100,8 @@ class Session:
         metrics: where to count.
 
     Raises:
-        NotThereError: no broker answers, or a topic is missing.
+        NotThereError: no broker answers or lets us in, or a topic is missing.
+        CommandError: a file of the connection's security will not do.
     """
 
     def __init__(
@@ -113,7 +115,7 @@ class Session:
         try:
             self._largest = largest_records(settings)
             self._committer = open_committer(settings, instance, self._consumer)
-        except KafkaError:
+        except (KafkaError, CommandError):
             self._consumer.close(timeout_ms=CONNECT_MS)
             raise
         self._pace = Pace(settings.kafka_batch_records)
