@@ -157,7 +157,9 @@ class ApacheKafka(Broker):
     """Apache Kafka, broker and KRaft controller in one process.
 
     Args:
-        settings: properties that add to, or replace, those of ``kafka_properties``.
+        settings: properties that add to, or replace, those of ``kafka_properties``. ``{port}`` and
+            ``{controller}`` in them stand for the ports of ``bootstrap`` and of the controller.
+        format_arguments: what else ``kafka-storage format`` is told: ``--add-scram`` makes users.
 
     Raises:
         JarsMissingError: there is no Java 17 or no Maven to fetch Kafka with.
@@ -165,20 +167,28 @@ class ApacheKafka(Broker):
 
     description = "Apache Kafka 4.3.1 (Java and Maven are present)"
 
-    def __init__(self, settings: dict[str, str] | None = None) -> None:
+    def __init__(
+        self, settings: dict[str, str] | None = None, format_arguments: Sequence[str] = ()
+    ) -> None:
         self._java = java()
         self.classpath = kafka_classpath()
         super().__init__()
         self._settings = settings or {}
+        self._format_arguments = format_arguments
 
     def prepare(self) -> None:
         """Write the configuration and format the storage."""
-        properties = kafka_properties(self.directory, self.port, free_port()) | self._settings
+        controller = free_port()
+        settings = {
+            name: value.format(port=self.port, controller=controller)
+            for name, value in self._settings.items()
+        }
+        properties = kafka_properties(self.directory, self.port, controller) | settings
         text = "".join(f"{name}={value}\n" for name, value in properties.items())
         (self.directory / "server.properties").write_text(text)
         cluster = uuid.uuid4().hex[:22]
         arguments = ["format", "--cluster-id", cluster, "--config", "server.properties"]
-        formatted = self.run_tool("kafka.tools.StorageTool", *arguments)
+        formatted = self.run_tool("kafka.tools.StorageTool", *arguments, *self._format_arguments)
         if formatted.returncode != 0:
             raise BrokerError(f"storage not formatted\n{formatted.stdout}{formatted.stderr}")
 

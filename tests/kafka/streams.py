@@ -50,15 +50,14 @@ class Stream:
         return self
 
     def settings(self, bundle: Path, **others: object) -> ServerSettings:
-        return ServerSettings(
-            bundle=bundle,
-            kafka_bootstrap=self.broker.bootstrap,
-            kafka_input=self.samples,
-            kafka_output=self.valuations,
-            kafka_dead_letters=self.dead_letters,
-            kafka_group=self.name,
-            **others,
-        )
+        ours = {
+            "kafka_bootstrap": self.broker.bootstrap,
+            "kafka_input": self.samples,
+            "kafka_output": self.valuations,
+            "kafka_dead_letters": self.dead_letters,
+            "kafka_group": self.name,
+        }
+        return ServerSettings(bundle=bundle, **(ours | others))
 
 
 class Sent(NamedTuple):
@@ -137,6 +136,8 @@ class Running(NamedTuple):
 
     pipeline: KafkaPipeline
     registry: CollectorRegistry
+    bundles: Registry
+    loop: asyncio.AbstractEventLoop
 
     def metric(self, name: str, **labels: str) -> float | None:
         return self.registry.get_sample_value(name, labels)
@@ -156,7 +157,7 @@ def running(settings: ServerSettings) -> Generator[Running]:
     pipeline = KafkaPipeline(settings, bundles, KafkaMetrics(registry), loop)
     pipeline.start()
     try:
-        yield Running(pipeline, registry)
+        yield Running(pipeline, registry, bundles, loop)
     finally:
         stopped = pipeline.stop(10.0)
         asyncio.run_coroutine_threadsafe(bundles.stop(), loop).result(WAIT_SECONDS)

@@ -141,7 +141,7 @@ def test_what_failed_is_listed_shown_sent_again_and_valued(
     assert [(one["key"], one["reason"]) for one in again] == [("b-1", "bad_utf8")]
     [sent] = [one for one in read(stream.broker, stream.samples) if one.key == b"f-1"][1:]
     assert sent.value == fails
-    assert sent.headers == [*trace, ("alinfik-attempt", b"2")]
+    assert sent.headers == [*trace, ("alinfik-attempt", b"1")]
 
     refused = dlq("resubmit", "--yes", "--start-at", "0:1", "--max-attempt", "2", "--key", "b-*")
     assert refused.returncode == 1

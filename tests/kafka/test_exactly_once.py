@@ -5,6 +5,7 @@ import json
 import pytest
 from google.protobuf import json_format
 
+from alinfik.server.kafka_headers import NULL, RawName
 from alinfik.v1 import Sample, Valuation
 from tests.kafka.streams import Deadline, Sent, Stream, read, running, send, source_offsets
 
@@ -66,6 +67,7 @@ POISON = [
         "unknown_content_type",
         Sent(b"a: 1", headers=[("trace", b"\x00\x01"), ("content-type", b"text/yaml")]),
     ),
+    ("bad_json", Sent(b"", headers=[(RawName.of(b"\xff\xfe"), b"1"), ("null", NULL)])),
 ]
 
 
@@ -89,7 +91,13 @@ def test_poison_becomes_dead_letters_byte_for_byte_and_stops_nothing(stream, tin
         assert headers["alinfik-error"]
         assert letter.value == sent.value
         assert letter.key == sent.key
-        assert list(letter.headers[: len(sent.headers)]) == list(sent.headers)
+        assert [(name.encode(), value) for name, value in letter.headers[: len(sent.headers)]] == [
+            (name.encode(), as_read(value)) for name, value in sent.headers
+        ]
+
+
+def as_read(value):
+    return None if value is NULL else value
 
 
 def test_a_record_larger_than_the_dead_letter_topic_takes_does_not_stop_its_partition(
@@ -109,6 +117,21 @@ def test_a_record_larger_than_the_dead_letter_topic_takes_does_not_stop_its_part
     assert [len(letter.value) for letter in letters] == [0, 0, 900_000]
     left_out = [dict(letter.headers).get("alinfik-value-bytes") for letter in letters]
     assert left_out == [b"5000000", b"2000000", None]
+
+
+def test_a_key_too_large_for_the_valuations_is_a_dead_letter(kafka, tiny_bundle):
+    stream = Stream(kafka, partitions=1)
+    kafka.create_topic(stream.samples)
+    kafka.create_topic(stream.valuations, max_message_bytes="5000")
+    kafka.create_topic(stream.dead_letters, max_message_bytes="5000")
+    (good,) = samples(1, partitions=1)
+    send(kafka, stream.samples, [good._replace(key=b"k" * 900_000), good])
+    with running(stream.settings(tiny_bundle)):
+        read(kafka, stream.valuations, 1)
+        (letter,) = read(kafka, stream.dead_letters, 1)
+    assert letter.key is None
+    assert letter.headers[0] == ("alinfik-reason", b"too_large")
+    assert dict(letter.headers)["alinfik-key-bytes"] == b"900000"
 
 
 def test_protobuf_samples_are_valued_as_json_ones(stream, tiny_bundle):

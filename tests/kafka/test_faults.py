@@ -2,12 +2,13 @@
 
 import json
 import signal
+import threading
 from contextlib import ExitStack
 
 import pytest
 from structlog.testing import capture_logs
 
-from alinfik.server.kafka_io import open_producer
+from alinfik.server.kafka_io import NotThereError, open_consumer, open_producer
 from tests.kafka.conftest import apache_kafka
 from tests.kafka.streams import (
     Deadline,
@@ -84,14 +85,28 @@ def test_a_sample_that_breaks_the_model_takes_no_other_along(stream, failing_bun
     assert {dict(letter.headers)["alinfik-reason"] for letter in letters} == {b"model_failed"}
 
 
-def test_a_broken_model_delays_records_and_condemns_none(stream, failing_bundle, tiny_bundle):
-    sent = [Sent(json.dumps({"completion": f"A text of friends {n}"}).encode()) for n in range(30)]
+def test_a_batch_of_nothing_but_poison_passes(stream, failing_bundle):
+    """The model fails on every sample of it, and on none of the plain texts that it is tried on."""
+    sent = [Sent(json.dumps({"completion": f"A text of friends {n}"}).encode()) for n in range(5)]
     send(stream.broker, stream.samples, sent)
-    with capture_logs() as logs, running(stream.settings(failing_bundle)):
-        wait_for_log(logs, "the model failed")
-    with running(stream.settings(tiny_bundle)):
+    with running(stream.settings(failing_bundle)):
+        letters = read(stream.broker, stream.dead_letters, 5)
+    assert source_offsets(letters) == {0: list(range(5))}
+    assert {dict(letter.headers)["alinfik-reason"] for letter in letters} == {b"model_failed"}
+
+
+def test_a_broken_model_delays_records_and_condemns_none(stream, tiny_bundle, monkeypatch):
+    send(stream.broker, stream.samples, [*samples(30, stream.partitions), Sent(b"no JSON")])
+
+    def broken(*_):
+        raise RuntimeError("out of memory")
+
+    with capture_logs() as logs, running(stream.settings(tiny_bundle)) as server:
+        with server.bundles.use() as engine, monkeypatch.context() as patch:
+            patch.setattr(engine.warm.runtime, "run", broken)
+            wait_for_log(logs, "reading again from what is committed")
         read(stream.broker, stream.valuations, 30)
-    assert read(stream.broker, stream.dead_letters) == []
+    assert len(read(stream.broker, stream.dead_letters)) == 1
 
 
 def test_a_broker_that_comes_late_and_goes_away_is_waited_for(tiny_bundle):
@@ -129,6 +144,21 @@ def test_a_broker_that_comes_late_and_goes_away_is_waited_for(tiny_bundle):
         p: list(range(total // stream.partitions)) for p in range(stream.partitions)
     }
     assert all(event["log_level"] != "error" for event in logs), logs
+
+
+def test_brokers_that_never_come_cost_no_threads(tiny_bundle):
+    stream = Stream(Nowhere())
+    settings = stream.settings(tiny_bundle)
+    for _ in range(2):
+        with pytest.raises(NotThereError, match=r"no broker answers at 127\.0\.0\.1:1$"):
+            open_consumer(settings)
+        with pytest.raises(NotThereError):
+            open_producer(settings, "pod-0")
+    assert not [thread for thread in threading.enumerate() if stream.name in thread.name]
+
+
+class Nowhere:
+    bootstrap = "127.0.0.1:1"
 
 
 def wait_for_log(logs, text):

@@ -5,14 +5,18 @@ import shutil
 import subprocess
 
 import pytest
+from kafka import KafkaProducer
 
 from alinfik.client.kafka import ingest, watch
 from alinfik.client.samples import read_samples
-from alinfik.command import CommandError, FailedError
+from alinfik.command import CommandError, FailedError, run
+from alinfik.server.healthcheck import HealthCheck
 from alinfik.v1 import Sample
 from demo.broker import Tansu, free_port
 from tests.kafka.streams import Deadline, Sent, Stream, read, running, send
 from tests.kafka.test_exactly_once import samples
+from tests.kafka.test_faults import flags
+from tests.server_process import running_server
 from tests.support import skip_or_fail
 
 pytestmark = pytest.mark.kafka
@@ -56,27 +60,55 @@ def test_kcat_produces_a_sample_and_reads_its_valuation(stream, tiny_bundle):
     assert json.loads(read.stdout)["provider"] == "p"
 
 
-def test_lag_agrees_with_kafka_consumer_groups(stream, tiny_bundle):
-    send(stream.broker, stream.samples, samples(600, partitions=2))
-    with running(stream.settings(tiny_bundle)) as server:
-        deadline = Deadline("lag of every partition")
-        ours = None
-        while ours != {"0": 0, "1": 0, "2": 0}:
-            deadline.check(str(ours))
-            labels = {"topic": stream.samples}
-            ours = {
-                p: server.metric("alinfik_kafka_lag_records", **labels, partition=p)
-                for p in ("0", "1", "2")
-            }
-    assert server.metric("alinfik_kafka_lag_records", **labels, partition="0") is None
-    send(stream.broker, stream.samples, samples(5, partitions=1))
-    described = stream.broker.run_tool(
+def lag(server, stream):
+    return {
+        str(p): server.metric("alinfik_kafka_lag_records", topic=stream.samples, partition=str(p))
+        for p in range(stream.partitions)
+    }
+
+
+def described(stream):
+    """By partition: what Kafka's own tool calls the committed offset, and the lag."""
+    ran = stream.broker.run_tool(
         "org.apache.kafka.tools.consumer.group.ConsumerGroupCommand",
         *("--bootstrap-server", stream.broker.bootstrap, "--describe", "--group", stream.name),
     )
-    lines = [line.split() for line in described.stdout.splitlines() if stream.samples in line]
-    theirs = {line[2]: (line[3], line[5]) for line in lines}
-    assert theirs == {"0": ("300", "5"), "1": ("300", "0")}, described.stdout
+    lines = [line.split() for line in ran.stdout.splitlines() if stream.samples in line]
+    return {line[2]: (line[3], line[5]) for line in lines}
+
+
+def test_lag_agrees_with_kafka_consumer_groups(stream, tiny_bundle):
+    send(stream.broker, stream.samples, samples(600, partitions=2))
+    none = {"0": 0, "1": 0, "2": 0}
+    with running(stream.settings(tiny_bundle)) as server:
+        deadline = Deadline("lag of every partition")
+        while (ours := lag(server, stream)) != none:
+            deadline.check(str(ours))
+        assert server.metric("alinfik_kafka_assigned_partitions") == stream.partitions
+    assert set(lag(server, stream).values()) == {None}
+    send(stream.broker, stream.samples, samples(5, partitions=1))
+    assert described(stream) == {"0": ("300", "5"), "1": ("300", "0"), "2": ("0", "0")}
+
+
+def test_a_transactions_marker_is_no_lag(stream, tiny_bundle):
+    """Nor are aborted records: two transactions of three records a partition end in offset 8."""
+    producer = KafkaProducer(bootstrap_servers=stream.broker.bootstrap, transactional_id="t")
+    producer.init_transactions()
+    for end in (producer.commit_transaction, producer.abort_transaction):
+        producer.begin_transaction()
+        for sample in samples(9, stream.partitions):
+            producer.send(stream.samples, sample.value, sample.key, [], sample.partition)
+        producer.flush()
+        end()
+    producer.close()
+    with running(stream.settings(tiny_bundle)) as server:
+        assert len(read(stream.broker, stream.valuations, 9)) == 9
+        deadline = Deadline("lag of 0")
+        while (theirs := described(stream)) != dict.fromkeys("012", ("8", "0")):
+            deadline.check(str(theirs))
+        while set(lag(server, stream).values()) != {0}:
+            deadline.check(str(lag(server, stream)))
+    assert len(read(stream.broker, stream.valuations)) == 9
 
 
 def test_samples_sent_are_watched_as_valuations(stream, tiny_bundle):
@@ -121,6 +153,21 @@ def test_a_missing_topic_or_broker_or_valuation_is_said_in_one_line(stream):
     nowhere = f"127.0.0.1:{free_port()}"
     with pytest.raises(FailedError, match=f"no Kafka broker answers at {nowhere}"):
         ingest([], bootstrap=nowhere, topic="samples")
+
+
+def test_a_server_of_kafka_alone_is_ready_and_values(stream, tiny_bundle, monkeypatch, capsys):
+    send(stream.broker, stream.samples, samples(3, stream.partitions))
+    options = flags(stream.settings(tiny_bundle))
+    with running_server(tiny_bundle, *options, "--listen", "") as server:
+        assert server.grpc == "none"
+        read(stream.broker, stream.valuations, 3)
+        monkeypatch.setenv("ALINFIK_LISTEN", "")
+        with pytest.raises(SystemExit) as healthy:
+            run(HealthCheck, ["--metrics", server.metrics])
+        assert (healthy.value.code, capsys.readouterr().err) == (0, "")
+    with pytest.raises(SystemExit) as gone:
+        run(HealthCheck, ["--metrics", server.metrics])
+    assert gone.value.code == 1
 
 
 def test_tansu_shows_a_stream(tiny_bundle):

@@ -9,9 +9,11 @@ from google.protobuf import json_format
 from hypothesis import given
 from hypothesis import strategies as st
 
+from alinfik.server.kafka_headers import NULL
 from alinfik.server.records import (
     DeadLetter,
     dead_letter_record,
+    fits,
     parse_sample,
     valuation_record,
 )
@@ -122,7 +124,7 @@ def test_a_valuation_record_says_where_its_sample_stood():
         sample_id="1", bundle_id="b" * 64, values=[TargetValue(target="gsm8k", value=0.5)]
     )
     source = Record(b"{}", key=b"key")
-    record = valuation_record(valuation, source)
+    record = valuation_record(valuation, source, "json")
     assert record.key == b"key"
     assert record.timestamp == source.timestamp
     assert dict(record.headers) == {
@@ -139,14 +141,60 @@ def test_a_valuation_record_says_where_its_sample_stood():
     assert json_format.Parse(record.value or b"", Valuation()) == valuation
 
 
+numbers = st.floats()
+float32s = st.floats(width=32)
+valuations = st.builds(
+    Valuation,
+    sample_id=texts,
+    provider=texts,
+    bundle_id=texts,
+    values=st.lists(
+        st.builds(
+            TargetValue,
+            target=texts,
+            value=numbers,
+            lower=numbers,
+            upper=numbers,
+            percentile=numbers,
+        ),
+        max_size=3,
+    ),
+    token_count=st.integers(0, 2**32 - 1),
+    truncated=st.booleans(),
+    out_of_distribution_score=float32s,
+    out_of_distribution=st.booleans(),
+)
+
+
+@given(valuations)
+def test_a_valuations_json_is_protobufs_own(valuation: Valuation):
+    """All fields, defaults too, as the library writes them; so no new field is forgotten."""
+    own = json_format.MessageToDict(
+        valuation, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
+    )
+    written = valuation_record(valuation, Record(b"{}"), "json").value or b""
+    assert json.loads(written) == own
+
+
+def test_a_valuation_in_protobuf_says_so_as_a_sample_does():
+    valuation = Valuation(sample_id="1", values=[TargetValue(target="gsm8k", value=0.5)])
+    record = valuation_record(valuation, Record(b"{}"), "protobuf")
+    assert (
+        dict(record.headers)["content-type"]
+        == b"application/x-protobuf; proto=alinfik.v1.Valuation"
+    )
+    assert Valuation.FromString(record.value or b"") == valuation
+
+
 def test_a_dead_letter_keeps_all_of_its_source():
     source = Record(b"\x00bad", [("trace", b"\x01"), ("empty", None), ("trace", b"\x02")], b"k")
     letter = dead_letter_record(DeadLetter("bad_json", "not JSON: ä"), source, largest_bytes=1_000)
     assert (letter.key, letter.value, letter.timestamp) == (b"k", b"\x00bad", source.timestamp)
-    assert letter.headers[:3] == [("trace", b"\x01"), ("empty", b""), ("trace", b"\x02")]
+    assert letter.headers[:3] == [("trace", b"\x01"), ("empty", NULL), ("trace", b"\x02")]
     assert dict(letter.headers[3:]) == {
         "alinfik-reason": b"bad_json",
         "alinfik-error": "not JSON: ä".encode(),
+        "alinfik-attempt": b"1",
         "alinfik-source-topic": b"samples",
         "alinfik-source-partition": b"3",
         "alinfik-source-offset": b"17",
@@ -163,3 +211,26 @@ def test_a_letter_too_large_for_its_topic_says_how_large_it_was():
     letter = dead_letter_record(DeadLetter("bad_json", "not JSON"), source, largest_bytes=900)
     assert letter.value == b""
     assert dict(letter.headers)["alinfik-value-bytes"] == b"600"
+
+
+@pytest.mark.parametrize(
+    ("before", "now"), [(b"1", b"2"), (b"41", b"42"), (b"", b"1"), (b"x", b"1"), (None, b"1")]
+)
+def test_a_letter_that_is_sent_again_counts_its_attempts(before: bytes | None, now: bytes):
+    source = Record(b"x", [("alinfik-attempt", before)])
+    letter = dead_letter_record(DeadLetter("bad_json", "not JSON"), source, 1_000)
+    assert [value for name, value in letter.headers if name == "alinfik-attempt"] == [now]
+
+
+sizes = st.integers(0, 3_000)
+
+
+@given(key=sizes, value=sizes, header=sizes)
+def test_any_letter_fits_its_topic_and_says_what_was_left_out(key: int, value: int, header: int):
+    source = Record(b"v" * value, [("h", b"h" * header)], b"k" * key)
+    letter = dead_letter_record(DeadLetter("bad_json", "not JSON"), source, 2_000)
+    assert fits(letter, 2_000)
+    headers = dict(letter.headers)
+    assert len(letter.value or b"") == value or headers["alinfik-value-bytes"] == b"%d" % value
+    assert len(letter.key or b"") == key or headers["alinfik-key-bytes"] == b"%d" % key
+    assert "h" in headers or headers["alinfik-headers-bytes"] == b"%d" % (header + 1)

@@ -34,3 +34,9 @@ def test_the_environment_sets_what_flags_do_not(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("ALINFIK_WORKERS", "2")
     settings = ServerSettings()
     assert (settings.bundle, settings.workers) == ([Path("from-environment")], 2)
+
+
+def test_a_server_has_a_door() -> None:
+    with pytest.raises(ValidationError, match="nobody could send a sample"):
+        ServerSettings(bundle=Path("b"), listen="")
+    assert ServerSettings(bundle=Path("b"), listen="", kafka_bootstrap="b:9092").listen == ""

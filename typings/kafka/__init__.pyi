@@ -1,5 +1,5 @@
 # kafka-python has no types. These cover what the project calls, checked against version 3.0.12.
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 from kafka.structs import (
@@ -23,6 +23,7 @@ class ConsumerRecord(NamedTuple):
     headers: Sequence[tuple[str, bytes | None]]
 
 class _Coordinator:
+    is_dynamic_member: Callable[[], bool]
     def need_rejoin(self) -> bool: ...
 
 class KafkaConsumer:
@@ -41,6 +42,9 @@ class KafkaConsumer:
     def committed(
         self, partition: TopicPartition, *, timeout_ms: float | None = ...
     ) -> int | None: ...
+    def commit(
+        self, offsets: dict[TopicPartition, OffsetAndMetadata], timeout_ms: float | None = ...
+    ) -> None: ...
     def beginning_offsets(
         self, partitions: Collection[TopicPartition], timeout_ms: float | None = ...
     ) -> dict[TopicPartition, int]: ...

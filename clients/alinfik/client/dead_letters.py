@@ -50,7 +50,8 @@ class DeadLetter:
         error: one line for people.
         source: None where the headers do not say.
         attempt: how many times the record has been tried, this time included.
-        left_out_bytes: how long the value was that was left out for its size; None where it is not.
+        left_out_bytes: how long the value, headers and key were that were left out for their size;
+            None where none were.
     """
 
     place: Place
@@ -86,6 +87,11 @@ def read_dead_letter(record: "ConsumerRecord") -> DeadLetter:
     topic = said.get("alinfik-source-topic")
     if topic and partition is not None and offset is not None:
         source = Source(topic, Place(partition, offset))
+    left_out = [
+        number
+        for part in ("value", "headers", "key")
+        if (number := _number(said, f"alinfik-{part}-bytes")) is not None
+    ]
     return DeadLetter(
         place=Place(record.partition, record.offset),
         timestamp=record.timestamp,
@@ -98,7 +104,7 @@ def read_dead_letter(record: "ConsumerRecord") -> DeadLetter:
         error=said.get("alinfik-error", ""),
         source=source,
         attempt=_number(said, _ATTEMPT) or 1,
-        left_out_bytes=_number(said, "alinfik-value-bytes"),
+        left_out_bytes=sum(left_out) if left_out else None,
     )
 
 
@@ -159,8 +165,8 @@ class Resubmission(NamedTuple):
 def resubmission(letter: DeadLetter, topic: str | None, max_attempt: int) -> Resubmission | str:
     """The record as it came, to be tried once more; or why it is not.
 
-    The server's headers are dropped but for ``alinfik-attempt``, which says what number of try
-    the next one is: should the record fail again, its dead letter has the same.
+    The server's headers are dropped but for ``alinfik-attempt``: should the record fail again, the
+    server makes it one higher in the next dead letter.
 
     Args:
         letter: what is to be sent again.
@@ -173,7 +179,7 @@ def resubmission(letter: DeadLetter, topic: str | None, max_attempt: int) -> Res
     source_topic, place = letter.source
     if letter.left_out_bytes is not None:
         return (
-            f"its value of {letter.left_out_bytes} bytes was left out for its size; it stood at "
+            f"{letter.left_out_bytes} bytes of it were left out for their size; it stood at "
             f"{source_topic} {place}"
         )
     if letter.attempt >= max_attempt:
@@ -184,6 +190,6 @@ def resubmission(letter: DeadLetter, topic: str | None, max_attempt: int) -> Res
         key=letter.key,
         # kafka-python writes no record that has neither.
         value=b"" if letter.key is None and letter.value is None else letter.value,
-        headers=[*letter.headers, (_ATTEMPT, str(letter.attempt + 1).encode())],
+        headers=[*letter.headers, (_ATTEMPT, str(letter.attempt).encode())],
         timestamp=letter.timestamp,
     )

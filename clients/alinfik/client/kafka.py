@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from google.protobuf import json_format
+from google.protobuf.message import DecodeError
 
 from alinfik.client.brokers import POLL_MS, Brokers, Sender
 from alinfik.command import CommandError
@@ -109,9 +110,12 @@ def watch(
 
 def _valuation(record: "ConsumerRecord") -> Valuation:
     try:
+        content_type = dict(record.headers).get("content-type") or b""
+        if content_type.startswith(b"application/x-protobuf"):
+            return Valuation.FromString(record.value or b"")
         # Servers may be newer than this client.
         return json_format.Parse(record.value or b"", Valuation(), ignore_unknown_fields=True)
-    except (json_format.ParseError, UnicodeDecodeError) as error:
+    except (json_format.ParseError, UnicodeDecodeError, DecodeError) as error:
         raise CommandError(
             f"topic {record.topic}, partition {record.partition}, offset {record.offset} holds no "
             "valuation: is --topic what the server writes (its --kafka-output)?"

@@ -16,7 +16,7 @@ from prometheus_client import CollectorRegistry, ProcessCollector
 
 from alinfik.server.bundle import load_bundle
 from alinfik.server.endpoint import serve_metrics
-from alinfik.server.front import Front
+from alinfik.server.front import Front, NoFront
 from alinfik.server.logs import configure_logs
 from alinfik.server.metrics import KafkaMetrics, Metrics
 from alinfik.server.registry import Registry
@@ -68,7 +68,7 @@ async def running(settings: ServerSettings) -> AsyncGenerator[Running, None]:
     metrics = Metrics(registry)
     ProcessCollector(registry=registry)
     loaded = Registry(settings, metrics)
-    front = Front(settings, loaded, metrics)
+    front = Front(settings, loaded, metrics) if settings.listen else NoFront(metrics)
     with serve_metrics(settings.metrics, registry) as metrics_address:
         grpc_address = await front.listen()
         try:
@@ -118,7 +118,10 @@ def _start_kafka(
         return nothing
     # Not at the top: without a broker, no Kafka client is loaded.
     from alinfik.server.kafka_pipeline import KafkaPipeline
+    from alinfik.server.kafka_security import connection
 
+    # Files that will not do are the user's to mend now; a broker may yet come.
+    connection(settings)
     metrics = KafkaMetrics(registry)
     pipeline = KafkaPipeline(settings, loaded, metrics, asyncio.get_running_loop())
     pipeline.start()
@@ -135,7 +138,7 @@ async def _serve_forever(settings: ServerSettings) -> None:
         with server.bundles.use() as engine:
             _log.info(
                 "ready",
-                grpc=server.grpc,
+                grpc=server.grpc or "none",
                 metrics=server.metrics,
                 kafka=settings.kafka_bootstrap or "none",
                 bundle_id=engine.bundle.id,

@@ -12,6 +12,7 @@ from alinfik.server.access import check_exposure
 from alinfik.server.address import check_listenable
 from alinfik.server.bundle import Bundle, load_bundle
 from alinfik.server.engine import Engine
+from alinfik.server.kafka_security import connection
 from alinfik.server.metrics import Metrics
 from alinfik.server.settings import ServerSettings
 from alinfik.server.tls import server_credentials
@@ -46,10 +47,12 @@ async def check(settings: ServerSettings) -> Found:
         CommandError: as ``serve``.
     """
     check_tracing(settings)
-    check_listenable(settings.listen, "--listen")
     check_listenable(settings.metrics, "--metrics")
-    check_exposure(settings)
+    if settings.listen:
+        check_listenable(settings.listen, "--listen")
+        check_exposure(settings)
     credentials = server_credentials(settings)
+    connection(settings)
     tokens = read_tokens(settings.tokens) if settings.tokens else None
     paths = [*settings.bundle, *([settings.shadow] if settings.shadow else [])]
     return Found(

@@ -145,14 +145,32 @@ class Engine:
         self._encoder = Encoder(self.bundle)
         self.explainer = Explainer(self.bundle, self._encoder)
         self.warm = warm_up(self.bundle, self._settings, self._encoder.last_id)
-        rows = self._encoder.encode(_PROBES)
         try:
-            outcomes = self._valuer.valuations(rows, self.warm.runtime.run(rows))
+            outcomes = self._probe()
         except Exception as error:
             raise BundleError(f"{self.bundle.path} fails on plain texts: {error}") from error
         for sample, outcome in zip(_PROBES, outcomes, strict=True):
             if isinstance(outcome, Rejection):
                 raise BundleError(f"{self.bundle.path} cannot value {sample.completion!r}")
+
+    def _probe(self) -> list[Outcome]:
+        rows = self._encoder.encode(_PROBES)
+        return self._valuer.valuations(rows, self.warm.runtime.run(rows))
+
+    async def try_model(self) -> None:
+        """Run the model on the plain texts that it was tried on at the start.
+
+        Raises:
+            ModelError: it fails; so it is not some sample's fault.
+            NotRunningError: the engine is not running.
+        """
+        if not self._workers or self._stopping:
+            raise NotRunningError("the engine is not running")
+        loop = asyncio.get_running_loop()
+        try:
+            await loop.run_in_executor(self._running, self._probe)
+        except Exception as error:
+            raise _logged(error, len(_PROBES)) from error
 
     async def stop(self) -> None:
         """Refuse what is queued and what comes, and wait for the batches that are in the model."""
@@ -336,11 +354,9 @@ class Engine:
             try:
                 with self._metrics.workers_busy.track_inprogress():
                     outcomes = await loop.run_in_executor(self._running, self._run, batch)
-            except Exception:  # noqa: BLE001 - whatever it is, the callers hear and the worker lives
-                error_id = uuid.uuid4().hex[:12]
-                _log.exception("the model failed", error_id=error_id, samples=len(batch))
+            except Exception as error:  # noqa: BLE001 - the callers hear and the worker lives
                 self._forget(batch)
-                _fail(batch, ModelError(error_id))
+                _fail(batch, _logged(error, len(batch)))
             else:
                 self._forget(batch)
                 for job, outcome in zip(batch, outcomes, strict=True):
@@ -371,6 +387,13 @@ class Engine:
     def _show_queue(self) -> None:
         self._metrics.queue_samples.set(sum(bound.held for bound in self._samples.values()))
         self._metrics.queue_tokens.set(sum(bound.held for bound in self._tokens.values()))
+
+
+def _logged(error: Exception, samples: int) -> ModelError:
+    """What callers may know of a fault of the model; the log has the rest."""
+    error_id = uuid.uuid4().hex[:12]
+    _log.error("the model failed", error_id=error_id, samples=samples, exc_info=error)
+    return ModelError(error_id)
 
 
 def _fail(jobs: Iterable[Job], error: Exception) -> None:

@@ -139,3 +139,22 @@ class Front:
         for service in ("", SERVICE):
             await self._health.set(service, status)
         self._ready.set(status == HealthCheckResponse.SERVING)
+
+
+class NoFront:
+    """In place of ``Front`` where a server has no gRPC: it is ready or not, and no more."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._ready = metrics.ready
+
+    async def listen(self) -> str:
+        """No address."""
+        return ""
+
+    async def open(self) -> None:
+        """Say that the registry has an active bundle."""
+        self._ready.set(1)
+
+    async def close(self, seconds: float) -> None:  # noqa: ARG002 - nothing is in flight
+        """Say that the server takes no more."""
+        self._ready.set(0)

@@ -1,10 +1,11 @@
 """`python -m alinfik.server.healthcheck`: is the server on this machine ready?
 
 In: the server's own settings of where it listens and with which certificate. Out: exit code 0
-where it is SERVING by the gRPC health protocol, else 1 and one line. For container engines, which
-can run a command and no more.
+where it is SERVING by the gRPC health protocol, or by its metrics where it has no gRPC, else 1 and
+one line. For container engines, which can run a command and no more.
 """
 
+from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from typing import Self
 
@@ -15,7 +16,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from alinfik.command import FailedError, run
 from alinfik.server.address import join_address, parse_address
-from alinfik.server.settings import Address
+from alinfik.server.settings import Address, AddressOrNone
 from alinfik.server.tls import read_pem
 
 # Addresses that mean every interface to a server, and nothing to a client.
@@ -34,7 +35,12 @@ class HealthCheck(BaseSettings):
         extra="ignore",
     )
 
-    listen: Address = Field("127.0.0.1:50051", description="HOST:PORT that the server listens on.")
+    listen: AddressOrNone = Field(
+        "127.0.0.1:50051",
+        description="HOST:PORT that the server listens on. Empty, as the server's own: it has no "
+        "gRPC, and its --metrics are asked.",
+    )
+    metrics: Address = Field("127.0.0.1:9464", description="HOST:PORT of the server's metrics.")
     tls_certificate: Path | None = Field(
         None, description="PEM file of the server's certificate, where it has one: it is trusted."
     )
@@ -63,8 +69,10 @@ class HealthCheck(BaseSettings):
 
     def cli_cmd(self) -> None:
         """Ask once."""
-        host, port = parse_address(self.listen)
-        address = join_address(_EVERY_INTERFACE.get(host, host), port)
+        if not self.listen:
+            self._ask_metrics()
+            return
+        address = _reachable(self.listen)
         with self._channel(address) as channel:
             # By hand: the library's stub has no types.
             check = channel.unary_unary(
@@ -81,6 +89,19 @@ class HealthCheck(BaseSettings):
             status = HealthCheckResponse.ServingStatus.Name(answer.status)
             raise FailedError(f"{address} is {status}")
 
+    def _ask_metrics(self) -> None:
+        address = _reachable(self.metrics)
+        asked = HTTPConnection(address, timeout=self.health_timeout_seconds)
+        try:
+            asked.request("GET", "/metrics")
+            lines = asked.getresponse().read().decode().splitlines()
+        except (OSError, HTTPException) as error:
+            raise FailedError(f"{address} does not answer: {error}") from error
+        finally:
+            asked.close()
+        if "alinfik_ready 1.0" not in lines:
+            raise FailedError(f"{address} is not ready")
+
     def _channel(self, address: str) -> grpc.Channel:
         trusted = self.health_ca or self.tls_certificate
         if trusted is None:
@@ -93,6 +114,12 @@ class HealthCheck(BaseSettings):
         )
         name = [("grpc.ssl_target_name_override", self.health_name)] if self.health_name else []
         return grpc.secure_channel(address, credentials, name)
+
+
+def _reachable(address: str) -> str:
+    """The address for a client, of one to listen on."""
+    host, port = parse_address(address)
+    return join_address(_EVERY_INTERFACE.get(host, host), port)
 
 
 if __name__ == "__main__":

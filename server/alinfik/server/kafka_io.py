@@ -1,18 +1,25 @@
-"""The Kafka clients as the pipeline wants them: exactly once, nothing automatic, nothing unbounded.
+"""The Kafka clients as the pipeline wants them: nothing automatic, nothing unbounded.
 
-Comes in: settings. Goes out: a consumer and a transactional producer, both connected. Knows nothing
+Comes in: settings. Goes out: a consumer and a producer, both connected. Knows nothing
 of records and of when to commit.
 """
 
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from typing import Any
 
+import structlog
 from kafka import KafkaConsumer, KafkaProducer
 from kafka.admin import ConfigResource, ConfigResourceType, KafkaAdminClient
 from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssignor
-from kafka.errors import KafkaError, KafkaTimeoutError
+from kafka.errors import KafkaError, KafkaTimeoutError, TopicAlreadyExistsError
+from kafka.net.compat import KafkaNetClient
 from kafka.structs import ConsumerGroupMetadata, OffsetAndMetadata, TopicPartition
 
+from alinfik.server.kafka_security import connection, overhear
 from alinfik.server.settings import ServerSettings
+
+_log = structlog.get_logger()
 
 # A broker that is there answers in milliseconds; one that is not should be reported soon.
 CONNECT_MS = 3_000
@@ -23,11 +30,13 @@ HEARTBEAT_MS = 1_000
 # How long a killed server's open transaction holds up its partitions and their readers. A
 # transaction here opens when its batch is valued already, and lasts for a few round trips.
 TRANSACTION_MS = 10_000
-# Records a batch: enough that a commit of some 20 ms is a small part of valuing it, few enough that
-# a rebalance, which waits for the batch, is not held up for more than seconds.
-BATCH_RECORDS = 500
+# How late new partitions are seen, of the input and of the topics that are written to; one small
+# request each time.
+METADATA_MS = 10_000
 # What a topic takes by default, and what is assumed where a broker does not say.
 DEFAULT_RECORD_BYTES = 1_048_588
+# Of a dead-letter topic that we create: room for the headers beside the largest sample.
+_DEAD_LETTER_BYTES = 2 * DEFAULT_RECORD_BYTES
 # Past every limit that topics are given: theirs is the one to count.
 MAX_REQUEST_BYTES = 64 * 1024 * 1024
 
@@ -50,8 +59,15 @@ class GroupConsumer(KafkaConsumer):
         """
         return self._coordinator.need_rejoin()
 
+    def leave(self) -> None:
+        """Close, and have the group share our partitions among the others at once."""
+        # A member with an instance name goes without a word, and the others wait until its session
+        # is over. That is for one that crashes and comes back, not for one that is told to stop.
+        self._coordinator.is_dynamic_member = lambda: True
+        self.close(timeout_ms=CONNECT_MS)
 
-class TransactionalProducer(KafkaProducer):
+
+class BoundedProducer(KafkaProducer):
     """A producer whose transactional calls end: kafka-python's own wait for ever for a lost broker.
 
     They last as long as a transaction does: past that the broker ends it by itself.
@@ -89,43 +105,91 @@ class TransactionalProducer(KafkaProducer):
         self.close(timeout=0)
 
 
+@contextmanager
+def connecting(settings: ServerSettings) -> Generator[dict[str, Any]]:
+    """What a client that is made in this block is told; none that fails leaves a thread behind.
+
+    Raises:
+        NotThereError: no broker answers, or lets us in.
+    """
+    made: list[KafkaNetClient] = []
+
+    def make(**configs: Any) -> KafkaNetClient:
+        made.append(KafkaNetClient(**configs))
+        return made[-1]
+
+    with overhear() as heard:
+        try:
+            yield connection(settings) | {
+                "bootstrap_timeout_ms": CONNECT_MS,
+                "client_id": f"alinfik-{settings.kafka_group}",
+                "kafka_client": make,
+            }
+        except KafkaTimeoutError as error:
+            # Theirs does not know itself: it has started its thread, and its caller never sees it.
+            for client in made:
+                client.close()
+            raise NotThereError(heard.why(settings)) from error
+
+
 def open_consumer(settings: ServerSettings) -> GroupConsumer:
     """A member of the group, subscribed to the input topic.
 
     Raises:
-        NotThereError: no broker answers, or one of the three topics is missing.
+        NotThereError: no broker answers or lets us in, or one of the three topics is missing.
     """
-    try:
-        consumer = _connect(settings)
-    except KafkaTimeoutError as error:
-        raise NotThereError(f"no broker answers at {settings.kafka_bootstrap}") from error
+    with connecting(settings) as told:
+        consumer = _member(settings, told)
     topics = settings.kafka_input, settings.kafka_output, settings.kafka_dead_letters
     missing = [topic for topic in topics if not consumer.partitions_for_topic(topic)]
     if missing:
         consumer.close(timeout_ms=CONNECT_MS)
+        if settings.kafka_create_topics:
+            _create(settings, missing)
+            return open_consumer(settings)
         raise NotThereError(
             f"{settings.kafka_bootstrap} has no topic {', '.join(missing)}; create it with "
-            f"kafka-topics --bootstrap-server {settings.kafka_bootstrap} --create --topic NAME"
+            f"kafka-topics --bootstrap-server {settings.kafka_bootstrap} --create --topic NAME, "
+            "or give --kafka-create-topics"
         )
     consumer.subscribe([settings.kafka_input])
     return consumer
 
 
-def _connect(settings: ServerSettings) -> GroupConsumer:
+def _create(settings: ServerSettings, topics: Sequence[str]) -> None:
+    """Create topics; another server may be doing the same."""
+    with connecting(settings) as told:
+        admin = KafkaAdminClient(**told)
+    with admin:
+        for topic in topics:
+            configs: dict[str, str] = {}
+            if topic == settings.kafka_dead_letters:
+                configs["max.message.bytes"] = str(_DEAD_LETTER_BYTES)
+            wanted = {
+                "num_partitions": settings.kafka_partitions,
+                "replication_factor": settings.kafka_replication_factor,
+                "configs": configs,
+            }
+            with suppress(TopicAlreadyExistsError):
+                admin.create_topics({topic: wanted}, wait_for_metadata=True)
+            _log.info("kafka topic created", topic=topic, partitions=settings.kafka_partitions)
+
+
+def _member(settings: ServerSettings, told: dict[str, Any]) -> GroupConsumer:
     return GroupConsumer(
-        bootstrap_servers=settings.kafka_bootstrap.split(","),
-        bootstrap_timeout_ms=CONNECT_MS,
-        client_id=f"alinfik-{settings.kafka_group}",
+        **told,
         group_id=settings.kafka_group,
-        # Offsets are committed by the producer, in the transaction of their values.
+        # Offsets are committed with their values, or after them.
         enable_auto_commit=False,
         # A producer's aborted samples are not to be valued; and a partition's committed offset is
         # waited for while the transaction of its former owner is open.
         isolation_level="read_committed",
-        # A group's first start values what the topic holds already: nothing is skipped silently.
-        auto_offset_reset="earliest",
+        # Where there is no offset we say where to begin, and tell: see kafka_start.
+        auto_offset_reset="none",
+        # A static member, if it has a name: it is the same one after a crash.
+        group_instance_id=settings.kafka_instance or None,
         partition_assignment_strategy=[CooperativeStickyAssignor()],
-        max_poll_records=BATCH_RECORDS,
+        metadata_max_age_ms=METADATA_MS,
         session_timeout_ms=SESSION_MS,
         heartbeat_interval_ms=HEARTBEAT_MS,
         allow_auto_create_topics=False,
@@ -134,51 +198,58 @@ def _connect(settings: ServerSettings) -> GroupConsumer:
     )
 
 
-def open_producer(settings: ServerSettings, instance: str) -> TransactionalProducer:
-    """A producer that has fenced any earlier one of the same group and instance.
+def open_producer(settings: ServerSettings, instance: str) -> BoundedProducer:
+    """A producer; with transactions, it has fenced any earlier one of this group and instance.
 
     Raises:
         KafkaError: no broker answers, or it refuses transactions.
     """
-    producer = TransactionalProducer(
-        bootstrap_servers=settings.kafka_bootstrap.split(","),
-        bootstrap_timeout_ms=CONNECT_MS,
-        client_id=f"alinfik-{settings.kafka_group}",
-        transactional_id=f"alinfik-{settings.kafka_group}-{instance}",
-        transaction_timeout_ms=TRANSACTION_MS,
-        delivery_timeout_ms=TRANSACTION_MS,
-        request_timeout_ms=TRANSACTION_MS // 2,
-        max_block_ms=TRANSACTION_MS,
-        max_request_size=MAX_REQUEST_BYTES,
-        batch_size=256 * 1024,
-        # The start of a transaction is refused while the end of the one before is being written, a
-        # few milliseconds; the client sleeps this long between tries.
-        retry_backoff_ms=10,
-        allow_auto_create_topics=False,
-        reconnect_backoff_max_ms=1_000,
-    )
-    try:
-        producer.init_transactions()
-    except KafkaError:
-        producer.abandon()
-        raise
+    transactional = settings.kafka_delivery == "exactly_once"
+    with connecting(settings) as told:
+        producer = BoundedProducer(
+            **told,
+            transactional_id=f"alinfik-{settings.kafka_group}-{instance}"
+            if transactional
+            else None,
+            transaction_timeout_ms=TRANSACTION_MS,
+            delivery_timeout_ms=TRANSACTION_MS,
+            request_timeout_ms=TRANSACTION_MS // 2,
+            max_block_ms=TRANSACTION_MS,
+            max_request_size=MAX_REQUEST_BYTES,
+            batch_size=256 * 1024,
+            # The start of a transaction is refused while the end of the one before is being
+            # written, a few milliseconds; the client sleeps this long between tries.
+            retry_backoff_ms=10,
+            metadata_max_age_ms=METADATA_MS,
+            allow_auto_create_topics=False,
+            reconnect_backoff_max_ms=1_000,
+        )
+    if transactional:
+        try:
+            producer.init_transactions()
+        except KafkaError:
+            producer.abandon()
+            raise
     return producer
 
 
-def largest_record(settings: ServerSettings) -> int:
-    """Bytes that the dead-letter topic takes in one batch.
+def largest_records(settings: ServerSettings) -> dict[str, int]:
+    """Bytes that each topic which is written to takes in one batch.
 
     It must be known ahead: kafka-python never returns from a send that is refused for its size and
     has shared its batch.
     """
-    topic = settings.kafka_dead_letters
-    wanted = ConfigResource(ConfigResourceType.TOPIC, topic, {"max.message.bytes": None})
-    with KafkaAdminClient(
-        bootstrap_servers=settings.kafka_bootstrap.split(","), bootstrap_timeout_ms=CONNECT_MS
-    ) as admin:
+    topics = settings.kafka_output, settings.kafka_dead_letters
+    wanted = [
+        ConfigResource(ConfigResourceType.TOPIC, topic, {"max.message.bytes": None})
+        for topic in topics
+    ]
+    with connecting(settings) as told:
+        admin = KafkaAdminClient(**told)
+    with admin:
         try:
-            said = admin.describe_configs([wanted], config_filter="all")
+            said = admin.describe_configs(wanted, config_filter="all")["topic"]
         except KafkaError:
             # Not every broker that speaks the protocol knows this request, or grants it.
-            return DEFAULT_RECORD_BYTES
-    return int(said["topic"][topic]["max.message.bytes"]["value"])
+            return dict.fromkeys(topics, DEFAULT_RECORD_BYTES)
+    return {topic: int(said[topic]["max.message.bytes"]["value"]) for topic in topics}

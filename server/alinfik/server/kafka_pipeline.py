@@ -15,6 +15,7 @@ from threading import Event, Thread
 import structlog
 from kafka.errors import KafkaError
 
+from alinfik.command import CommandError
 from alinfik.server.kafka_scoring import score_from_thread
 from alinfik.server.kafka_session import Session
 from alinfik.server.metrics import KafkaMetrics
@@ -96,7 +97,7 @@ class KafkaPipeline:
                 with Session(self._settings, self._instance, self._score, self._metrics) as session:
                     _log.info("kafka connected", brokers=self._settings.kafka_bootstrap)
                     session.run(self._stopping)
-            except KafkaError as error:
+            except (KafkaError, CommandError) as error:
                 _log.warning("kafka not connected", error=str(error), retry_seconds=retry_seconds)
             except Exception:  # noqa: BLE001 - a defect must not take gRPC along, nor be silent
                 _log.exception("kafka pipeline failed", retry_seconds=retry_seconds)

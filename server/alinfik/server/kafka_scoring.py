@@ -14,6 +14,10 @@ from alinfik.server.registry import Registry
 from alinfik.server.tracing import traced
 from alinfik.v1 import Sample, Valuation
 
+# A sample is at fault that fails alone so often: once may be a moment's shortage of memory.
+_TRIES = 3
+_PAUSE_SECONDS = 0.2
+
 Score = Callable[[Sequence[Sample]], Future[list[Valuation | DeadLetter]]]
 
 
@@ -21,7 +25,7 @@ def score_from_thread(registry: Registry, loop: asyncio.AbstractEventLoop) -> Sc
     """A function for a thread other than the loop's, which scores by the active bundle on it.
 
     The future fails with ``NotRunningError`` while no engine is running, and with
-    ``ModelError`` where it can value no sample of the batch. Cancelling it takes the samples from
+    ``ModelError`` where it values no plain text either. Cancelling it takes the samples from
     the queue.
     """
 
@@ -34,14 +38,30 @@ def score_from_thread(registry: Registry, loop: asyncio.AbstractEventLoop) -> Sc
 async def _value(registry: Registry, samples: Sequence[Sample]) -> list[Valuation | DeadLetter]:
     try:
         outcomes: Sequence[Outcome | ModelError] = await _score(registry, samples)
-    except ModelError as fault:
+    except ModelError:
         # One sample that the model chokes on fails its batch, and must neither stop its partition
-        # nor take the others along: each is tried alone. Where all fail it is the model that is
-        # broken, and the records are better late than dead letters.
-        outcomes = [await _score_alone(registry, sample) for sample in samples]
-        if all(isinstance(outcome, ModelError) for outcome in outcomes):
-            raise fault from None
+        # nor take the others along.
+        outcomes = await _score_each(registry, samples)
     return [_dead_letter(outcome) for outcome in outcomes]
+
+
+async def _score_each(registry: Registry, samples: Sequence[Sample]) -> list[Outcome | ModelError]:
+    """Value each alone, and blame those that fail again and again while plain texts do not.
+
+    Raises:
+        ModelError: plain texts fail too. It is the model that is broken, and the records are
+            better late than dead letters.
+    """
+    outcomes = [await _score_alone(registry, sample) for sample in samples]
+    for _ in range(_TRIES - 1):
+        failed = [n for n, outcome in enumerate(outcomes) if isinstance(outcome, ModelError)]
+        if not failed:
+            break
+        await registry.try_model()
+        await asyncio.sleep(_PAUSE_SECONDS)
+        for place in failed:
+            outcomes[place] = await _score_alone(registry, samples[place])
+    return outcomes
 
 
 async def _score(registry: Registry, samples: Sequence[Sample]) -> list[Outcome]:

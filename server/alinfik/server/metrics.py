@@ -26,7 +26,7 @@ class Metrics:
 
         self.ready = Gauge(
             "alinfik_ready",
-            "1 while gRPC health says SERVING; 0 while starting and draining.",
+            "1 while samples are taken (gRPC health: SERVING); 0 while starting and draining.",
             registry=registry,
         )
 
@@ -170,9 +170,19 @@ class KafkaMetrics:
             ["topic", "partition"],
             registry=registry,
         )
+        self.assigned = Gauge(
+            "alinfik_kafka_assigned_partitions",
+            "Partitions of the input that this server values; 0 before it joins and after it left.",
+            registry=registry,
+        )
+        self.skipped = Counter(
+            "alinfik_kafka_skipped_records",
+            "Offsets never read: deleted before their turn, or skipped by --kafka-offset-reset.",
+            registry=registry,
+        )
         self.transactions = Counter(
             "alinfik_kafka_transactions",
-            "Transactions by outcome (committed, aborted).",
+            "Batches of the input by what came of their commit (committed, aborted).",
             ["outcome"],
             registry=registry,
         )

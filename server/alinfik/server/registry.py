@@ -182,6 +182,16 @@ class Registry:
             self._shadow.compare(samples, scored.outcomes)
         return scored
 
+    async def try_model(self) -> None:
+        """Run the active bundle's model on plain texts, as ``Engine.try_model`` does.
+
+        Raises:
+            ModelError: it fails on them.
+            NotRunningError: there is none.
+        """
+        with self.use() as engine:
+            await engine.try_model()
+
     async def explain(
         self, samples: Sequence[Sample], *, bundle_id: str, targets: Sequence[str]
     ) -> list[Explanation]:

@@ -49,7 +49,10 @@ def _collector(url: str) -> str:
     return url
 
 
+OffsetReset = Literal["earliest", "latest", "fail"]
+
 Address = Annotated[str, AfterValidator(_address)]
+AddressOrNone = Annotated[str, AfterValidator(lambda text: text and _address(text))]
 
 
 class ServerSettings(BaseSettings):
@@ -85,10 +88,11 @@ class ServerSettings(BaseSettings):
         "place of the first one; 0 is never. Set it where bundles are delivered as files.",
     )
 
-    listen: Address = Field(
+    listen: AddressOrNone = Field(
         "127.0.0.1:50051",
         description="HOST:PORT for gRPC; port 0 takes a free one. 0.0.0.0 opens it to the network, "
-        "for which --tls-certificate or --tokens is needed, or --allow-insecure.",
+        "for which --tls-certificate or --tokens is needed, or --allow-insecure. Empty: Kafka "
+        "alone.",
     )
     metrics: Address = Field(
         "127.0.0.1:9464",
@@ -127,6 +131,32 @@ class ServerSettings(BaseSettings):
     kafka_bootstrap: str = Field(
         "", description="HOST:PORT of Kafka brokers, comma-separated. Empty: gRPC alone."
     )
+    kafka_security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = Field(
+        "PLAINTEXT",
+        description="What the brokers' listener speaks. SSL is TLS; SASL is a user and a password.",
+    )
+    kafka_sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = Field(
+        "SCRAM-SHA-512",
+        description="How the password is shown. PLAIN sends it as it is: over TLS alone.",
+    )
+    kafka_username: str = Field("", description="User name at the brokers, for SASL.")
+    kafka_password_file: Path | None = Field(
+        None,
+        description="File that holds the user's password and nothing else. It and the PEM files "
+        "below are read again whenever the server connects anew.",
+    )
+    kafka_tls_ca: Path | None = Field(
+        None,
+        description="PEM file of the CAs that brokers' certificates may be of; by default those "
+        "that this machine trusts.",
+    )
+    kafka_tls_certificate: Path | None = Field(
+        None,
+        description="PEM file of our certificate, for brokers that ask clients for one.",
+    )
+    kafka_tls_key: Path | None = Field(
+        None, description="PEM file of its private key, not encrypted."
+    )
     kafka_input: str = Field("samples", description="Topic that samples are read from.")
     kafka_output: str = Field("valuations", description="Topic that valuations are written to.")
     kafka_dead_letters: str = Field(
@@ -140,8 +170,46 @@ class ServerSettings(BaseSettings):
     kafka_instance: str = Field(
         "",
         description="Name of this server within its group; drawn at random when empty. Give it one "
-        "that outlives restarts, such as the pod's, and a killed server's open transaction ends "
-        "when it is back, instead of holding up readers for up to 20 s. Two must not share one.",
+        "that outlives restarts, such as the pod's, and a killed server takes up its partitions "
+        "and ends its open transaction as soon as it is back, instead of holding up readers for "
+        "up to 20 s. Two must not share one.",
+    )
+    kafka_offset_reset: OffsetReset = Field(
+        "earliest",
+        description="Where a partition begins of which the group has no offset, or one that the "
+        "broker has deleted. latest skips what is there, and counts it; fail values nothing until "
+        "a person has set an offset.",
+    )
+    kafka_create_topics: CliImplicitFlag[bool] = Field(
+        False,
+        description="Create those of the three topics that are missing, with the settings below. "
+        "For a broker of one's own: elsewhere topics are somebody's to plan.",
+    )
+    kafka_partitions: PositiveInt = Field(
+        6,
+        description="Partitions of topics that are created: the most servers that share the work.",
+    )
+    kafka_replication_factor: Annotated[int, Field(ge=-1, le=32_767)] = Field(
+        -1,
+        description="Brokers that keep a copy of topics that are created; -1 is the brokers' own "
+        "default.",
+    )
+    kafka_batch_records: PositiveInt = Field(
+        2000,
+        description="Most records of one commit. Batches are smaller where the model is slow, so "
+        "that one takes about half a second. Lower it where records are large.",
+    )
+
+    kafka_delivery: Literal["exactly_once", "at_least_once"] = Field(
+        "exactly_once",
+        description="exactly_once commits values and offsets in one transaction. at_least_once "
+        "saves its round trips, and values some samples twice after a failure or a rebalance: for "
+        "readers that drop what they have seen, and brokers without transactions.",
+    )
+    kafka_valuation_format: Literal["json", "protobuf"] = Field(
+        "json",
+        description="Form of valuations. protobuf is a third of the bytes, and needs readers that "
+        "have the message's definition.",
     )
 
     precision: Literal["auto", "float32", "int8"] = Field(
@@ -240,6 +308,12 @@ class ServerSettings(BaseSettings):
     )
 
     @model_validator(mode="after")
+    def _has_a_door(self) -> Self:
+        if not self.listen and not self.kafka_bootstrap:
+            raise ValueError("neither --listen nor --kafka-bootstrap: nobody could send a sample")
+        return self
+
+    @model_validator(mode="after")
     def _watch_has_root(self) -> Self:
         if self.watch_seconds and self.bundle_root is None:
             raise ValueError("--watch-seconds needs a --bundle-root to watch")
@@ -273,6 +347,31 @@ class ServerSettings(BaseSettings):
             raise ValueError(
                 "--open-admin is for servers without --tokens; with them, give a token the role "
                 "admin"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _kafka_security_is_whole(self) -> Self:
+        protocol = self.kafka_security_protocol
+        whole_user = bool(self.kafka_username) and self.kafka_password_file is not None
+        if protocol.startswith("SASL") and not whole_user:
+            raise ValueError(
+                f"--kafka-security-protocol {protocol} needs --kafka-username and "
+                "--kafka-password-file"
+            )
+        if self.kafka_username and not protocol.startswith("SASL"):
+            raise ValueError(
+                "--kafka-username needs --kafka-security-protocol SASL_SSL, or SASL_PLAINTEXT "
+                "where the network is one's own"
+            )
+        if (self.kafka_tls_certificate is None) != (self.kafka_tls_key is None):
+            raise ValueError(
+                "--kafka-tls-certificate and --kafka-tls-key go together: give both, or neither"
+            )
+        if (self.kafka_tls_ca or self.kafka_tls_certificate) and not protocol.endswith("SSL"):
+            raise ValueError(
+                "--kafka-tls-ca and --kafka-tls-certificate need --kafka-security-protocol SSL or "
+                "SASL_SSL"
             )
         return self
 

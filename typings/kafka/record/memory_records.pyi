@@ -1,0 +1,2 @@
+from kafka.record.default_records import DefaultRecordBatch as DefaultRecordBatch
+from kafka.record.default_records import DefaultRecordBatchBuilder as DefaultRecordBatchBuilder
