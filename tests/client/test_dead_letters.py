@@ -98,7 +98,7 @@ def test_a_value_that_was_left_out_is_not_sent():
     letter = read_dead_letter(dead(source, largest=4_000))
     assert (letter.size, letter.value) == (5_000, b"")
     assert resubmission(letter, None, 3) == (
-        "its value of 5000 bytes was left out for its size; it stood at samples 2:41"
+        "5000 bytes of it were left out for their size; it stood at samples 2:41"
     )
 
 

@@ -160,7 +160,7 @@ def test_a_value_that_was_too_large_for_the_topic_is_named(kafka, dlq, tiny_bund
     done = dlq("resubmit", "--yes", stream=stream)
     assert done.returncode == 1
     assert (
-        ": not resubmitted: its value of 20000 bytes was left out for its size; it stood at "
+        ": not resubmitted: 20000 bytes of it were left out for their size; it stood at "
         f"{stream.samples} 0:0\n"
     ) in done.stderr
     assert f"resubmitted: 1 to {stream.samples}\n" in done.stderr
