@@ -22,7 +22,7 @@ demo: $(READY)
 test: $(READY)
 	$(BIN)/python -m pytest
 
-# Ten minutes on two cores; `make test` has the short form.
+# Three minutes on two idle cores; `make test` has the short form.
 chaos: $(READY)
 	$(BIN)/python -m tests.kafka.chaos
 

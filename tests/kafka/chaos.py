@@ -37,7 +37,7 @@ from tests.tiny_bundle import read_manifest, write_tiny_bundle
 # What docs/kafka.md creates the dead-letter topic with, and what stands beside a value in a record.
 _LETTER_BYTES = 2_097_152
 _LETTER_FRAMING_BYTES = 2_048
-_PAUSE_SECONDS = 0.1
+_PAUSE_SECONDS = 0.2
 # Kafka's tools give up where a broker that they ask is down; a restart takes less.
 _ADMIN_TRIES = 30
 _ORACLE_SAMPLES = 500
@@ -247,16 +247,15 @@ class _Chaos:
         )
         self._running.append(feeding)
         faults: list[Future[None]] = []
-        with self._cluster.admin() as self._admin:
-            for fault in planned(self._scale, self._seed):
-                self._wait(lambda due=fault.after_records: self._done >= due, str(fault))
-                time.sleep(fault.pause_seconds)
-                print(f"{self._done:>7} valued: {fault}", file=sys.stderr, flush=True)
-                faults.append(pool.submit(self._strike, fault))
-                self._running.append(faults[-1])
-            self._wait(lambda: all(fault.done() for fault in faults), "end of the faults")
-            self._wait(feeding.done, "all records sent")
-            self._wait(lambda: self._done >= self._scale.records, "all records valued")
+        for fault in planned(self._scale, self._seed):
+            self._wait(lambda due=fault.after_records: self._done >= due, str(fault))
+            time.sleep(fault.pause_seconds)
+            print(f"{self._done:>7} valued: {fault}", file=sys.stderr, flush=True)
+            faults.append(pool.submit(self._strike, fault))
+            self._running.append(faults[-1])
+        self._wait(lambda: all(fault.done() for fault in faults), "end of the faults")
+        self._wait(feeding.done, "all records sent")
+        self._wait(lambda: self._done >= self._scale.records, "all records valued")
 
     def _wait(self, condition: Callable[[], bool], what: str) -> None:
         while not condition():
@@ -272,10 +271,13 @@ class _Chaos:
 
     def _committed(self) -> int:
         """Records that the group has committed."""
+        group = self._stream.name
         try:
-            offsets = self._admin.list_group_offsets(self._stream.name)[self._stream.name]
+            # A new client each time: an old one goes on asking the group's former coordinator.
+            with self._cluster.admin() as admin:
+                offsets = admin.list_group_offsets(group)[group]
         except KafkaError:
-            # Its coordinator is down or moving.
+            # It is down or moving.
             return 0
         return sum(max(0, offset.offset) for offset in offsets.values())
 
