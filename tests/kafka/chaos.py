@@ -127,7 +127,7 @@ class Report:
 
     @property
     def holds(self) -> bool:
-        """Whether nothing went wrong, and every fault did strike."""
+        """Whether every record has its outcome, and no server a defect."""
         return self.verdict.holds and not self.errors
 
     def summary(self) -> dict[str, Any]:
@@ -219,6 +219,7 @@ class _Chaos:
         self._done = 0
         self._ends = time.monotonic() + scale.most_seconds
         self._one_broker = threading.Lock()
+        self._one_bundle = threading.Lock()
         self._running: list[Future[Any]] = []
 
     def run(self) -> None:
@@ -299,9 +300,10 @@ class _Chaos:
             case "move_leaders":
                 self._patiently(self._cluster.move_leaders)
             case "swap_bundle":
-                self._bundles.reverse()
-                for worker in self._workers:
-                    worker.swap(self._bundles[0])
+                with self._one_bundle:
+                    self._bundles.reverse()
+                    for worker in self._workers:
+                        worker.swap(self._bundles[0])
             case _:
                 self._patiently(self._add_partitions)
         self.struck[fault.name] += 1

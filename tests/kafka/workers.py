@@ -56,12 +56,8 @@ class Worker:
             self._wait_up().process.kill()
             self._up.clear()
 
-    def swap(self, bundle: Path) -> bool:
-        """Replace the bundle while it serves; a start from now on is with the new one.
-
-        Returns:
-            Whether that went through; if not, the server was killed over it.
-        """
+    def swap(self, bundle: Path) -> None:
+        """Replace the bundle while it serves; a start from now on is with the new one."""
         old, self._bundle = read_manifest(self._bundle).bundle_id, bundle
         new = read_manifest(bundle).bundle_id
         with grpc.insecure_channel(self._wait_up().grpc) as channel:
@@ -71,12 +67,11 @@ class Worker:
                 admin.ActivateBundle(ActivateBundleRequest(bundle_id=new), timeout=_CALL_SECONDS)
                 admin.UnloadBundle(UnloadBundleRequest(bundle_id=old), timeout=_CALL_SECONDS)
             except grpc.RpcError as error:
-                # The second: it started with the new one, and never had the old.
-                gone = grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.NOT_FOUND
-                if isinstance(error, grpc.Call) and error.code() in gone:
-                    return False
-                raise
-        return True
+                # Killed over it, so it starts with the new one; or it did already, and never had
+                # the old one.
+                fine = grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.NOT_FOUND
+                if not isinstance(error, grpc.Call) or error.code() not in fine:
+                    raise
 
     def stop(self) -> None:
         """SIGTERM; ``run`` returns once it has drained."""
