@@ -94,8 +94,8 @@ class Backlog:
         quarter = len(times) // 4
         middle = times[-quarter] - times[quarter]
         return Drained(
-            (len(times) - 2 * quarter) / max(middle, 1e-3),
-            len(times) / max(times[-1] - times[0], 1e-3),
+            float((len(times) - 2 * quarter) / max(middle, 1e-3)),
+            float(len(times) / max(times[-1] - times[0], 1e-3)),
         )
 
     def _topic(self, name: str) -> str:
