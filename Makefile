@@ -5,7 +5,7 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: setup demo test check format proto clean
+.PHONY: setup demo test chaos check format proto clean
 
 setup: $(READY)
 
@@ -21,6 +21,10 @@ demo: $(READY)
 
 test: $(READY)
 	$(BIN)/python -m pytest
+
+# Three minutes on two idle cores; `make test` has the short form.
+chaos: $(READY)
+	$(BIN)/python -m tests.kafka.chaos
 
 check: $(READY)
 	$(BIN)/ruff format --check .

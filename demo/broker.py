@@ -43,10 +43,12 @@ class Broker:
     Attributes:
         bootstrap: ``host:port`` for clients, the same across restarts.
         description: which broker it is, and why this one.
+        replicas: of each partition of the topics that it creates.
         directory: data and log, from entry to exit.
     """
 
     description = ""
+    replicas = 1
     directory: Path
     log: Path
 
@@ -128,21 +130,14 @@ class Broker:
         with self.admin() as admin:
             topic = {
                 "num_partitions": partitions,
-                "replication_factor": 1,
+                "replication_factor": self.replicas,
                 "configs": {key.replace("_", "."): value for key, value in configs.items()},
             }
             admin.create_topics({name: topic}, wait_for_metadata=True)
 
     def admin(self, timeout_seconds: float = 30.0) -> KafkaAdminClient:
         """A new admin client; the caller closes it."""
-        # It logs every try of a broker that is not there yet.
-        logging.getLogger("kafka").setLevel(logging.CRITICAL)
-        return KafkaAdminClient(
-            bootstrap_servers=self.bootstrap,
-            bootstrap_timeout_ms=timeout_seconds * 1000,
-            # A broker that is about to answer is worth asking again soon.
-            reconnect_backoff_max_ms=200,
-        )
+        return admin_client(self.bootstrap, timeout_seconds)
 
     def _remove(self) -> None:
         self.stop(signal.SIGKILL)
@@ -160,6 +155,7 @@ class ApacheKafka(Broker):
         settings: properties that add to, or replace, those of ``kafka_properties``. ``{port}`` and
             ``{controller}`` in them stand for the ports of ``bootstrap`` and of the controller.
         format_arguments: what else ``kafka-storage format`` is told: ``--add-scram`` makes users.
+        cluster_id: 22 characters that brokers of one cluster share; by default a new one.
 
     Raises:
         JarsMissingError: there is no Java 17 or no Maven to fetch Kafka with.
@@ -168,13 +164,17 @@ class ApacheKafka(Broker):
     description = "Apache Kafka 4.3.1 (Java and Maven are present)"
 
     def __init__(
-        self, settings: dict[str, str] | None = None, format_arguments: Sequence[str] = ()
+        self,
+        settings: dict[str, str] | None = None,
+        format_arguments: Sequence[str] = (),
+        cluster_id: str = "",
     ) -> None:
         self._java = java()
         self.classpath = kafka_classpath()
         super().__init__()
         self._settings = settings or {}
         self._format_arguments = format_arguments
+        self._cluster_id = cluster_id or new_cluster_id()
 
     def prepare(self) -> None:
         """Write the configuration and format the storage."""
@@ -186,8 +186,8 @@ class ApacheKafka(Broker):
         properties = kafka_properties(self.directory, self.port, controller) | settings
         text = "".join(f"{name}={value}\n" for name, value in properties.items())
         (self.directory / "server.properties").write_text(text)
-        cluster = uuid.uuid4().hex[:22]
-        arguments = ["format", "--cluster-id", cluster, "--config", "server.properties"]
+        arguments = ["format", "--cluster-id", self._cluster_id]
+        arguments += ["--config", "server.properties"]
         formatted = self.run_tool("kafka.tools.StorageTool", *arguments, *self._format_arguments)
         if formatted.returncode != 0:
             raise BrokerError(f"storage not formatted\n{formatted.stdout}{formatted.stderr}")
@@ -215,6 +215,23 @@ class ApacheKafka(Broker):
         options = [f"-Xmx{heap}", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"]
         logging = f"-Dlog4j2.configurationFile={Path(__file__).parent / 'kafka' / 'log4j2.yaml'}"
         return [self._java, *options, logging, "-cp", self.classpath, main, *arguments]
+
+
+def admin_client(bootstrap: str, timeout_seconds: float = 30.0) -> KafkaAdminClient:
+    """A new admin client of brokers that may not be there yet; the caller closes it."""
+    # It logs every try of a broker that is not there yet.
+    logging.getLogger("kafka").setLevel(logging.CRITICAL)
+    return KafkaAdminClient(
+        bootstrap_servers=bootstrap,
+        bootstrap_timeout_ms=timeout_seconds * 1000,
+        # A broker that is about to answer is worth asking again soon.
+        reconnect_backoff_max_ms=200,
+    )
+
+
+def new_cluster_id() -> str:
+    """What Kafka takes as a cluster's id."""
+    return uuid.uuid4().hex[:22]
 
 
 def kafka_properties(directory: Path, port: int, controller_port: int) -> dict[str, str]:

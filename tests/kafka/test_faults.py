@@ -52,6 +52,19 @@ def test_killed_and_stopped_servers_lose_and_double_nothing(stream, tiny_bundle)
     }
 
 
+def test_records_of_a_partition_that_the_input_gained_are_valued_too(stream, tiny_bundle):
+    with running(stream.settings(tiny_bundle)):
+        send(stream.broker, stream.samples, samples(3, stream.partitions))
+        read(stream.broker, stream.valuations, 3)
+        with stream.broker.admin() as admin:
+            admin.create_partitions({stream.samples: 4})
+        send(stream.broker, stream.samples, samples(8, partitions=4, start=3))
+        read(stream.broker, stream.valuations, 11)
+    assert source_offsets(read(stream.broker, stream.valuations)) == {
+        p: list(range(2 if p == 3 else 3)) for p in range(4)
+    }
+
+
 def test_a_fenced_transaction_is_done_again_by_a_new_producer(stream, tiny_bundle):
     """Its batch fails with the records sent, and is read and sent again."""
     settings = stream.settings(tiny_bundle, kafka_instance="twin")
