@@ -5,7 +5,7 @@ one random order, and measures its rank correlation with the labels of the same 
 beside it the ridge regression on TF-IDF that was fitted to the same labels.
 
 With the pool's 3,000 labels, of which some 2,430 are not held out, `bag` takes four minutes on two
-cores and `encoder` half an hour; `--sizes 250 500` a fifth of that. To go on to 4,000, label a
+cores and `encoder` ten; `--sizes 250 500` a fifth of that. To go on to 4,000, label a
 larger pool (`alinfik-distill label`) and name it by `--labels`. A table and a figure,
 `runs/benchmarks/sample_efficiency.svg`, and a JSON object as the last line with
 TARGET_spearman_SIZE and TARGET_tfidf_SIZE, and `minutes`.
@@ -80,7 +80,7 @@ def fidelity(family: str, labels: Labels, parts: Parts, held_out: Labels) -> lis
     backbone, reading = build_backbone(family, source, llm)
     settings = Train.model_fields
     plan = Plan(
-        epochs=backbone.epochs if backbone else 0,
+        epochs=settings["epochs"].default,
         patience=settings["patience"].default,
         batch_tokens=settings["batch_tokens"].default,
         pad_id=reading.encoding.pad_id,

@@ -33,17 +33,33 @@ _RATE = 1e-4
 
 
 class Backbone(nn.Module):
-    """Gives hidden states [B, T, D] for ids, attention mask and completion mask, int64 [B, T] each.
+    """A pretrained transformer: its states after each third of its layers.
+
+    What a gradient says of a text is not all in one depth: shallow states tell kinds of text apart,
+    deeper ones what the model makes of them. Gives states [B, T, D] for ids, attention mask and
+    completion mask, int64 [B, T] each.
+
+    Args:
+        model: gives hidden states.
 
     Attributes:
         width: D.
-        learning_rate: what its weights are trained at.
-        epochs: how long to train it unless told otherwise.
+        learning_rate: what its weights are trained at, if they are.
     """
 
-    width: int
-    learning_rate: float = _RATE
-    epochs: int
+    learning_rate = _RATE
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__()
+        self.model = _without_embedding_gradients(model)
+        layers: int = model.config.num_hidden_layers
+        self._depths = sorted({-(-layers // 3), -(-2 * layers // 3), layers})
+        self.width: int = len(self._depths) * model.config.hidden_size
+
+    def read(self, **inputs: Tensor) -> Tensor:
+        """Return states [B, T, D], those of each depth of mean square 1."""
+        states = self.model(**inputs, output_hidden_states=True).hidden_states
+        return torch.cat([_normalised(states[depth]) for depth in self._depths], dim=-1)
 
 
 @dataclass(frozen=True)
@@ -55,21 +71,11 @@ class Reading:
 
 
 class Layers(Backbone):
-    """The first layers of a causal language model: its states after each third of them.
-
-    What a gradient says of a text is not all in one depth: shallow states tell kinds of text apart,
-    deeper ones what the model makes of them.
-    """
-
-    # A regression on so many states reads a few thousand labels as well as training does.
-    epochs = 0
+    """The first layers of a causal language model."""
 
     def __init__(self, model: PreTrainedModel) -> None:
-        super().__init__()
-        self.model = _without_embedding_gradients(model)
-        layers: int = model.config.num_hidden_layers
-        self._depths = sorted({-(-layers // 3), -(-2 * layers // 3), layers})
-        self.width: int = len(self._depths) * model.config.hidden_size
+        super().__init__(model)
+        model.config.use_cache = False
 
     def forward(
         self,
@@ -77,34 +83,21 @@ class Layers(Backbone):
         attention_mask: Tensor,
         completion_mask: Tensor,  # noqa: ARG002 - a causal state knows where it stands by itself
     ) -> Tensor:
-        """Return states [B, T, D], those of each depth of mean square 1."""
-        states = self.model(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            use_cache=False,
-            output_hidden_states=True,
-        ).hidden_states
-        chosen = [states[depth] for depth in self._depths]
-        return torch.cat([_normalised(one) for one in chosen], dim=-1)
+        """Return states [B, T, D]."""
+        return self.read(input_ids=input_ids, attention_mask=attention_mask)
 
 
 class EncoderStates(Backbone):
     """A bidirectional encoder; where it tells segments apart, the completion is the second."""
 
-    epochs = 6
-
     def __init__(self, model: PreTrainedModel) -> None:
-        super().__init__()
-        self.model = _without_embedding_gradients(model)
-        self.width: int = model.config.hidden_size
+        super().__init__(model)
         self._segments: bool = getattr(model.config, "type_vocab_size", 0) >= 2
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, completion_mask: Tensor) -> Tensor:
         """Return states [B, T, D]."""
         segments = {"token_type_ids": completion_mask} if self._segments else {}
-        return self.model(
-            input_ids=input_ids, attention_mask=attention_mask, **segments
-        ).last_hidden_state
+        return self.read(input_ids=input_ids, attention_mask=attention_mask, **segments)
 
 
 def build_backbone(family: str, llm: str, llm_reading: Reading) -> tuple[Backbone | None, Reading]:

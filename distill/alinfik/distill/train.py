@@ -14,7 +14,7 @@ from pydantic_settings import BaseSettings
 
 from alinfik.command import CommandError
 from alinfik.distill import bundle as files
-from alinfik.distill.backbones import Backbone, Reading, build_backbone
+from alinfik.distill.backbones import Reading, build_backbone
 from alinfik.distill.batches import pad
 from alinfik.distill.checkpoint import Checkpoint
 from alinfik.distill.distil import Distilled, distil
@@ -83,12 +83,12 @@ class Train(BaseSettings):
         description="what is trained on or held out as a whole: a `group` with its "
         "near-duplicates; or a `provider`, to see how the proxy does on one it does not know",
     )
-    epochs: int | None = Field(
-        default=None,
+    epochs: int = Field(
+        default=0,
         ge=0,
-        description="passes over the training samples, at most; by default 6 for encoder "
-        "and none for layers:N, which regressions alone fit as well; there, train where there are "
-        "tens of thousands of labels and a GPU. A bag is a regression and has none",
+        description="passes over the training samples, at most, to train an encoder or layers:N "
+        "itself; none by default, since regressions on their states fit a few thousand labels as "
+        "well. Train where there are tens of thousands and a GPU",
     )
     patience: int = Field(
         default=3,
@@ -125,7 +125,7 @@ def train(settings: Train) -> None:
     source, llm = _llm(settings, labels)
     backbone, reading = build_backbone(_backbone(settings), source, llm)
     plan = Plan(
-        epochs=_epochs(settings, backbone),
+        epochs=settings.epochs,
         patience=settings.patience,
         batch_tokens=settings.batch_tokens,
         pad_id=reading.encoding.pad_id,
@@ -137,12 +137,6 @@ def train(settings: Train) -> None:
     with files.new_bundle(settings.out) as directory:
         distilled.reading.tokenizer.save(str(directory / files.TOKENIZER))
         _write_bundle(directory, settings, labels, parts, distilled)
-
-
-def _epochs(settings: Train, backbone: Backbone | None) -> int:
-    if settings.epochs is not None:
-        return settings.epochs
-    return backbone.epochs if backbone else 0
 
 
 def _backbone(settings: Train) -> str:

@@ -27,8 +27,6 @@ CONNECT_MS = 3_000
 # own; they bring word of a rebalance too, of which a cooperative one has two rounds.
 SESSION_MS = 10_000
 HEARTBEAT_MS = 1_000
-# How late a partition that the input gained is seen, and its records with it: 5 minutes by default.
-_METADATA_MS = 10_000
 # How long a killed server's open transaction holds up its partitions and their readers. A
 # transaction here opens when its batch is valued already, and lasts for a few round trips.
 TRANSACTION_MS = 10_000
@@ -194,7 +192,6 @@ def _member(settings: ServerSettings, told: dict[str, Any]) -> GroupConsumer:
         metadata_max_age_ms=METADATA_MS,
         session_timeout_ms=SESSION_MS,
         heartbeat_interval_ms=HEARTBEAT_MS,
-        metadata_max_age_ms=_METADATA_MS,
         allow_auto_create_topics=False,
         # The broker that was lost is asked again every second or so, not after half a minute.
         reconnect_backoff_max_ms=1_000,
