@@ -175,6 +175,11 @@ def test_health_is_not_serving_until_warm_and_again_while_draining(tiny_bundle: 
     asyncio.run(main())
 
 
+def texts(count: int) -> list[Sample]:
+    """Samples of as many texts, since one text is valued once."""
+    return [Sample(id=str(n), completion=f"{n} clips") for n in range(count)]
+
+
 def test_sigterm_finishes_calls_in_flight_ends_streams_and_exits_0(slow_bundle: Path) -> None:
     async def main(server: ServerProcess) -> None:
         async with grpc.aio.insecure_channel(server.grpc) as channel:
@@ -182,7 +187,7 @@ def test_sigterm_finishes_calls_in_flight_ends_streams_and_exits_0(slow_bundle: 
             stream = stub.ScoreStream()
             for number in range(3):
                 await stream.write(ScoreRequest(samples=[Sample(id=str(number), completion="x")]))
-            unary = asyncio.ensure_future(stub.Score(ScoreRequest(samples=[CLIPS] * 4)))
+            unary = asyncio.ensure_future(stub.Score(ScoreRequest(samples=texts(4))))
             # Its answer shows that the stream is being read; the rest is in flight.
             ids = [(await stream.read()).results[0].valuation.sample_id]
             server.process.send_signal(signal.SIGTERM)
@@ -197,20 +202,20 @@ def test_sigterm_finishes_calls_in_flight_ends_streams_and_exits_0(slow_bundle: 
             assert end.value.code() is grpc.StatusCode.UNAVAILABLE
             assert "open a new stream" in (end.value.details() or "")
             response = await unary
-            assert [result.valuation.sample_id for result in response.results] == ["clips"] * 4
+            assert [result.valuation.sample_id for result in response.results] == list("0123")
 
-    with running_server(slow_bundle, "--batch-tokens", "1") as server:
+    with running_server(slow_bundle, "--batch-tokens", "1", "--workers", "1") as server:
         asyncio.run(main(server))
         assert server.process.wait(20) == 0
 
 
 def test_a_call_that_outlives_the_drain_is_cut_off(slow_bundle: Path) -> None:
-    flags = ("--batch-tokens", "1", "--drain-seconds", "0.3")
+    flags = ("--batch-tokens", "1", "--workers", "1", "--drain-seconds", "0.3")
     with (
         running_server(slow_bundle, *flags) as server,
         grpc.insecure_channel(server.grpc) as channel,
     ):
-        call = ValuationServiceStub(channel).Score.future(ScoreRequest(samples=[CLIPS] * 200))
+        call = ValuationServiceStub(channel).Score.future(ScoreRequest(samples=texts(200)))
         wait_until_busy(server)
         server.process.send_signal(signal.SIGTERM)
         assert server.process.wait(20) == 0

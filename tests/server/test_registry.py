@@ -30,7 +30,7 @@ from alinfik.v1.valuation_service_pb2_grpc import ValuationServiceStub
 from tests.server.test_service import CLIPS, failure, fields
 from tests.tiny_bundle import expected_values, read_manifest, write_tiny_bundle
 
-HERE = {"listen": "127.0.0.1:0", "metrics": "127.0.0.1:0", "workers": 1}
+HERE = {"listen": "127.0.0.1:0", "metrics": "127.0.0.1:0", "workers": 1, "open_admin": True}
 
 
 @asynccontextmanager
