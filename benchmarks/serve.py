@@ -5,7 +5,7 @@ One run, six minutes on two cores, which the server and its load generator share
     the limit      the model in ONNX Runtime with the texts tokenised ahead, sorted by length, in
                    the best batches found, no server (`benchmarks.limit`); before and after the
                    server, the better of the two
-    closed loops   `Score` with 1, 8 and 32 samples a request, 512 samples being unanswered in all,
+    closed loops   `Score` with 1, 8 and 32 samples a request, 256 samples being unanswered in all,
                    and `ScoreStream` with 64 a request, 8 requests being unanswered on one stream
                    and on each of four
     open loops     `Score` at 50, 80 and 300 % of what the closed loop of that size reached: Poisson
@@ -57,7 +57,7 @@ from benchmarks.serving import Server, print_profile, running_server, usage
 from benchmarks.traffic import Traffic
 
 # As many as the server lets one stream have by default, so that all ways are compared at one depth.
-_IN_FLIGHT = 512
+_IN_FLIGHT = 256
 _STREAM_SIZE = 64
 _OPEN_SIZE = 8
 # Past so many calls a second the generator would be what is measured; then requests are larger.

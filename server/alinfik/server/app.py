@@ -146,5 +146,6 @@ async def _serve_forever(settings: ServerSettings) -> None:
                 device=engine.warm.runtime.device,
                 precision=engine.warm.precision,
                 workers=engine.warm.workers,
+                batch_tokens=engine.warm.batch_tokens,
             )
         await asyncio.Event().wait()

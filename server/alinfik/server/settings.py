@@ -230,8 +230,8 @@ class ServerSettings(BaseSettings):
     )
     batch_tokens: PositiveInt | None = Field(
         None,
-        description="Most tokens of one batch, padding included; by default 2048 on a CPU and "
-        "32768 on a GPU. Larger batches raise throughput on a GPU and latency everywhere.",
+        description="Most tokens of one batch, padding included. By default what is quickest on "
+        "this machine, which is measured at the start; larger ones raise latency.",
     )
     queue_samples: PositiveInt = Field(
         4096,

@@ -1,16 +1,18 @@
-"""Brings a bundle's model up: on its largest batch and its smallest, and as wide as is quickest.
+"""Brings a bundle's model up: on its largest batch and its smallest, in the way that is quickest.
 
-Comes in: a verified bundle and settings. Goes out: a model that has run, and how many batches to
-have in it at once. Knows nothing of samples and queues.
+Comes in: a verified bundle and settings. Goes out: a model that has run, how many batches to have
+in it at once, and how large they may be. Knows nothing of samples and queues.
 
 Whether two batches on one core each are quicker than one batch on two depends on the model: small
-matrices leave cores idle, large ones do not. So it is measured, unless it is set.
+matrices leave cores idle, large ones do not. A larger batch costs less around it, until it is out
+of the cache. So both are measured, unless they are set.
 """
 
 import os
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import reduce
 
 import numpy as np
 
@@ -20,12 +22,12 @@ from alinfik.server.encode import Encoded
 from alinfik.server.runtime import Runtime
 from alinfik.server.settings import ServerSettings
 
-# Throughput on a CPU is flat from about a thousand tokens a batch; a GPU wants many more in flight.
-BATCH_TOKENS: dict[Device, int] = {"cpu": 2048, "cuda": 32_768}
+# To choose from, smallest first, since a small batch is soon over. A GPU wants many in flight.
+BATCH_TOKENS: dict[Device, tuple[int, ...]] = {"cpu": (512, 1024, 2048), "cuda": (8192, 32_768)}
 # Long enough that a batch or ten end in it, short enough that a start is not felt.
 _MEASURE_SECONDS = 0.3
-# More batches at once mean that each takes longer: only for what shows beyond the noise.
-_WORTH = 1.1
+# More batches at once, or larger ones, take longer: only for what shows beyond the noise.
+_WORTH = 1.05
 
 
 @dataclass(frozen=True)
@@ -57,22 +59,29 @@ def warm_up(bundle: Bundle, settings: ServerSettings, last_id: int) -> Warm:
     precision = settings.precision_on(device, quantised=bundle.quantised)
     longest = bundle.manifest.encoding.token_limit
     row = Encoded(np.full(longest, last_id), 0, truncated=False)
-    best: Warm | None = None
-    for workers, threads in _ways(settings, device):
-        # One copy of the weights serves all workers. Each brings its own thread into a run, and the
-        # rest is theirs in common.
-        runtime = Runtime(bundle, precision, device, 1 + workers * (threads - 1))
-        batch_tokens = settings.batch_tokens or BATCH_TOKENS[runtime.device]
+
+    def tried(runtime: Runtime, workers: int, batch_tokens: int) -> Warm:
         batch = [row] * max(1, batch_tokens // longest)
         try:
             runtime.run([row])
             speed = _tokens_per_second(runtime, batch, workers)
         except Exception as error:
             raise BundleError(f"{bundle.path} fails on its first batch: {error}") from error
-        if best is None or speed > _WORTH * best.tokens_per_second:
-            best = Warm(runtime, precision, workers, batch_tokens, speed)
-    assert best is not None, "there is always a way to run"  # noqa: S101
-    return best
+        return Warm(runtime, precision, workers, batch_tokens, speed)
+
+    def better(one: Warm, other: Warm) -> Warm:
+        return other if other.tokens_per_second > _WORTH * one.tokens_per_second else one
+
+    # One copy of the weights serves all workers. Each brings its own thread into a run, and the
+    # rest is theirs in common.
+    runtimes = {
+        workers: Runtime(bundle, precision, device, 1 + workers * (threads - 1))
+        for workers, threads in _ways(settings, device)
+    }
+    device = next(iter(runtimes.values())).device
+    sizes = (settings.batch_tokens,) if settings.batch_tokens else BATCH_TOKENS[device]
+    best = reduce(better, (tried(one, workers, sizes[0]) for workers, one in runtimes.items()))
+    return reduce(better, (tried(best.runtime, best.workers, size) for size in sizes[1:]), best)
 
 
 def _ways(settings: ServerSettings, device: Device) -> list[tuple[int, int]]:
