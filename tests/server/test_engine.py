@@ -193,7 +193,7 @@ def test_a_full_queue_refuses_the_impatient_and_lets_the_patient_wait(slow_bundl
 
 def test_a_wait_that_would_be_too_long_is_refused_to_the_impatient(slow_bundle: Path) -> None:
     async def main() -> None:
-        async with engine_of(slow_bundle, queue_seconds=1e-3) as (engine, registry):
+        async with engine_of(slow_bundle, queue_seconds=1e-6) as (engine, registry):
             one, two, three = texts_of(3)
             running = asyncio.create_task(score(engine, one))
             await in_model(registry)
