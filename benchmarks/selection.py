@@ -280,7 +280,7 @@ def draw(drops: dict[str, dict[str, list[float]]], path: Path) -> None:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 4), layout="constrained")
-    panels = figure.subplots(1, len(drops), sharex=True)
+    panels = figure.subplots(1, len(drops))
     for axes, (setting, by_method) in zip(np.atleast_1d(panels), drops.items(), strict=True):
         ordered = sorted(by_method, key=lambda method: float(np.mean(by_method[method])))
         for place, method in enumerate(ordered):

@@ -98,7 +98,10 @@ def system(tiny_bundle, tmp_path_factory):
         for topic in ("samples", "valuations", "samples.dlq"):
             kafka.create_topic(topic, 2)
         with (
-            running_server(tiny_bundle, "--kafka-bootstrap", kafka.bootstrap) as server,
+            # The same texts come again and again, and are to go to the model each time.
+            running_server(
+                tiny_bundle, "--kafka-bootstrap", kafka.bootstrap, "--cache-samples", "0"
+            ) as server,
             prometheus(tmp_path_factory.mktemp("prometheus"), server.metrics) as scraper,
         ):
             yield scraper, lambda: traffic(server, kafka.bootstrap)

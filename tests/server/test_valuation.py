@@ -8,7 +8,7 @@ from alinfik.server.encode import Encoded
 from alinfik.server.rejection import Rejection
 from alinfik.server.runtime import Output
 from alinfik.server.valuation import Valuer
-from alinfik.v1 import Sample, Valuation
+from alinfik.v1 import Valuation
 from tests.tiny_bundle import THRESHOLD, read_manifest
 
 ROW = Encoded(np.array([1, 2, 3]), 1, truncated=True)
@@ -46,13 +46,11 @@ def test_a_value_that_much_of_the_pool_shares_is_above_only_what_is_lower(
     assert percentiles(np.array([[7.0, 7.5]], np.float32)).tolist() == [[25.0, 75.5]]
 
 
-def test_each_sample_keeps_its_own_numbers(tiny_bundle: Path) -> None:
-    samples = [Sample(id="a", provider="p"), Sample(id="b", provider="q")]
+def test_each_row_keeps_its_own_numbers(tiny_bundle: Path) -> None:
     numbers = output([[1, 2], [3, 4]], [THRESHOLD, THRESHOLD + 1])
-    first, second = valuer(tiny_bundle, [0.0] * 101).valuations(samples, [ROW, ROW], numbers)
+    first, second = valuer(tiny_bundle, [0.0] * 101).valuations([ROW, ROW], numbers)
     assert isinstance(first, Valuation)
     assert isinstance(second, Valuation)
-    assert (first.sample_id, first.provider) == ("a", "p")
     assert [(v.target, v.value, v.lower, v.upper) for v in second.values] == [
         ("gsm8k", 3, 2, 4),
         ("mbpp", 4, 3, 5),
@@ -66,5 +64,5 @@ def test_a_number_that_is_not_finite_is_a_rejection_of_its_sample_alone(
     tiny_bundle: Path, bad: float
 ) -> None:
     numbers = output([[1, bad], [1, 1], [1, 1]], [0, 0, bad])
-    valuations = valuer(tiny_bundle, [0.0] * 101).valuations([Sample()] * 3, [ROW] * 3, numbers)
+    valuations = valuer(tiny_bundle, [0.0] * 101).valuations([ROW] * 3, numbers)
     assert [isinstance(valuation, Rejection) for valuation in valuations] == [True, False, True]

@@ -8,8 +8,8 @@ samples have a value: the server judges that.
 import gzip
 import sys
 import zlib
-from collections.abc import Generator, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Generator, Iterable
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import BinaryIO, cast
 
@@ -23,8 +23,8 @@ _FIELDS = ("id", "provider", "prompt", "completion")
 _MAY_BE_INTEGER = frozenset({"id", "provider"})
 
 
-def read_samples(file: str) -> Iterator[Sample]:
-    """Read ``file`` row by row, in constant memory.
+def read_samples(file: str) -> Generator[Sample]:
+    """Read ``file`` row by row, in constant memory; it is open until the generator is closed.
 
     A row has a string ``completion`` and, where wanted, strings ``id``, ``provider`` and
     ``prompt``; null is as good as absent, and an integer id or provider as good as its digits. A
@@ -38,7 +38,8 @@ def read_samples(file: str) -> Iterator[Sample]:
     Raises:
         CommandError: the file cannot be read, or names the row that is no sample.
     """
-    return map(_sample, _rows(file))
+    with closing(_rows(file)) as rows:
+        yield from map(_sample, rows)
 
 
 def count_samples(file: str) -> int | None:
@@ -60,7 +61,7 @@ def count_samples(file: str) -> int | None:
         return sum(1 for line in lines if line.strip())
 
 
-def _rows(file: str) -> Iterator[Row]:
+def _rows(file: str) -> Generator[Row]:
     if _format(file) == ".parquet":
         from alinfik.client.parquet import column_names, parquet_rows
 

@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Generator, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Protocol
 
@@ -45,11 +45,14 @@ def score_file(
         CommandError: the input is no file of samples, or ``out`` cannot be written.
     """
     total = count_samples(file)
-    samples = read_samples(file)
     bundle = client.bundle(bundle_id)
     of = [one.name for one in bundle.targets if not targets or one.name in targets]
     tally = Tally(file, "value")
-    with _writing(out, bundle.bundle_id, of) as sink, progress("score", total) as advance:
+    with (
+        closing(read_samples(file)) as samples,
+        _writing(out, bundle.bundle_id, of) as sink,
+        progress("score", total) as advance,
+    ):
         for has_value in sink.answered(samples):
             tally.count_answered(failed=not has_value)
             advance()
