@@ -24,7 +24,9 @@ class ConsumerRecord(NamedTuple):
 
 class _Coordinator:
     is_dynamic_member: Callable[[], bool]
+    rejoining: bool
     def need_rejoin(self) -> bool: ...
+    def request_rejoin(self) -> None: ...
 
 class KafkaConsumer:
     _coordinator: _Coordinator

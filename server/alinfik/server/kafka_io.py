@@ -57,7 +57,13 @@ class GroupConsumer(KafkaConsumer):
         The group waits for us then, so what is in flight can still be committed. And the poll must
         be a patient one: a join that ends between two polls is thrown away and begun again.
         """
-        return self._coordinator.need_rejoin()
+        coordinator = self._coordinator
+        if coordinator.rejoining and not coordinator.need_rejoin():
+            # kafka-python joins where the topic has other partitions than when they were assigned.
+            # If another broker's metadata then shows the old ones again, it forgets that it has
+            # begun to join, with its heartbeats stopped, and polls for ever.
+            coordinator.request_rejoin()
+        return coordinator.need_rejoin()
 
     def leave(self) -> None:
         """Close, and have the group share our partitions among the others at once."""
