@@ -32,6 +32,7 @@ from alinfik.server.tracing import MOST_REQUESTS, call_span, sending, stage_span
 from alinfik.v1 import Sample, ScoreRequest
 from alinfik.v1.valuation_service_pb2_grpc import ValuationServiceStub
 from tests.server.test_app import ANY_PORT, refusal
+from tests.server.test_engine import engine_of, in_model, score, texts_of
 from tests.server.test_service import BLANK, CLIPS, served
 from tests.server_process import running_server
 
@@ -142,6 +143,27 @@ def test_a_call_that_ends_on_the_way_has_the_stages_that_it_came_to(reached: int
         stage_spans(clock, samples=1)
     (span,) = named(kept, SCORE)
     assert below(kept, span) == STAGES[:reached]
+
+
+def test_a_call_whose_time_is_up_in_the_queue_never_came_to_the_model(slow_bundle: Path) -> None:
+    async def main() -> None:
+        async with engine_of(slow_bundle) as (engine, registry):
+            first, late = texts_of(2)
+            running = asyncio.create_task(score(engine, first))
+            await in_model(registry)
+            soon = asyncio.get_running_loop().time() + 0.02
+            with (
+                spans_kept() as kept,
+                call_span("Score", (), "a-request"),
+                pytest.raises(TimeoutError),
+            ):
+                await score(engine, late, deadline=soon)
+            assert not running.done()
+            (span,) = named(kept, SCORE)
+            assert below(kept, span) == STAGES[:3]
+            await running
+
+    asyncio.run(main())
 
 
 def test_each_of_a_streams_first_requests_is_a_span(failing_bundle: Path) -> None:

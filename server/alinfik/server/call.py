@@ -30,6 +30,7 @@ class Job:
     """The line it stands in; that of the most urgent call that waits for it."""
     held_by: Priority
     """The line whose room in the queue it takes up; that of the call that brought it."""
+    in_model: bool = False
     pushed_at: float = field(default_factory=time.monotonic)
     waiters: "list[tuple[Call, int]]" = field(default_factory=list["tuple[Call, int]"])
     """Who waits for its outcome, and for which of their samples."""

@@ -13,12 +13,12 @@ import uuid
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from typing import Literal, NamedTuple, Self
+from typing import NamedTuple, Self
 
 import structlog
 
+from alinfik.server.admission import Admission, QueueFull
 from alinfik.server.batching import BatchQueue, Priority
-from alinfik.server.bound import Bound
 from alinfik.server.bundle import Bundle, BundleError
 from alinfik.server.cache import Cache, content_key
 from alinfik.server.call import Call, Job, Outcome
@@ -44,12 +44,6 @@ __all__ = [
     "Scored",
 ]
 
-# A refused caller is told to come back within these seconds, whatever the estimate says.
-_RETRY_SECONDS = 0.05, 30.0
-
-# Of the last batch in the model's speed: about the last ten count.
-_SPEED_WEIGHT = 0.1
-
 # Texts of every day, which each bundle must be able to value before it takes others.
 _PROBES = (
     Sample(prompt="What is 2 + 2?", completion="2 + 2 = 4."),
@@ -57,17 +51,7 @@ _PROBES = (
     Sample(prompt="Add two numbers.", completion="def add(a, b):\n    return a + b"),
 )
 
-_Limit = Literal["queue_samples", "queue_tokens", "queue_seconds"]
-
 _log = structlog.get_logger()
-
-
-class QueueFull(Exception):  # noqa: N818 - the name that asyncio's and queue's users know
-    """The queue has no room and the caller would not wait; nothing was done."""
-
-    def __init__(self, retry_after_seconds: float) -> None:
-        super().__init__("the queue is full")
-        self.retry_after_seconds = retry_after_seconds
 
 
 class NotRunningError(Exception):
@@ -115,13 +99,11 @@ class Engine:
         self._queued = asyncio.Event()
         # In the queue or in the model, by their texts' keys.
         self._jobs: dict[bytes, Job] = {}
-        self._samples = {priority: Bound(settings.queue_samples) for priority in Priority}
-        self._tokens = {priority: Bound(settings.queue_tokens) for priority in Priority}
+        self._admission = Admission(settings, metrics)
         # A small request must not wait until a large one is tokenised.
         self._tokenising = ThreadPoolExecutor(2, "tokenise")
         self._workers: list[asyncio.Task[None]] = []
         self._stopping = False
-        self._tokens_per_second = 1.0
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -137,7 +119,7 @@ class Engine:
             BundleError: the tokenizer or the model does not load, or values nothing.
         """
         await asyncio.to_thread(self._load)
-        self._tokens_per_second = self.warm.tokens_per_second
+        self._admission.tokens_per_second = self.warm.tokens_per_second
         self._running = ThreadPoolExecutor(self.warm.workers, "model")
         self._workers = [asyncio.create_task(self._work()) for _ in range(self.warm.workers)]
 
@@ -254,18 +236,22 @@ class Engine:
         with ExitStack() as undo:
             # Room for the samples before they are tokenised, so that the tokenizer's own queue is
             # bounded too; room for their tokens once these are counted.
-            await self._admit("queue_samples", priority, len(wanted), wait)
-            undo.callback(self._samples[priority].release, len(wanted))
+            await self._admission.samples(len(wanted), priority, wait=wait)
+            undo.callback(self._admission.release, priority, samples=len(wanted), tokens=0)
+            self._check_running()
             call.clock.admitted = time.monotonic()
             loop = asyncio.get_running_loop()
             encoded = await loop.run_in_executor(self._tokenising, self._encode, wanted)
             call.clock.tokenised = time.monotonic()
-            await self._admit("queue_tokens", priority, sum(map(len, encoded)), wait)
+            tokens = sum(map(len, encoded))
+            await self._admission.tokens(tokens, priority, wait=wait)
+            undo.callback(self._admission.release, priority, samples=0, tokens=tokens)
+            self._check_running()
             undo.pop_all()
         for (place, key), row in zip(unknown.items(), encoded, strict=True):
             self._enqueue(call, place, Job(key, row, priority, priority))
         self._queued.set()
-        self._show_queue()
+        self._admission.show()
         try:
             await call.wait()
         finally:
@@ -285,36 +271,19 @@ class Engine:
             if job.priority < same.priority and self._queue.discard(same, same.priority):
                 same.priority = job.priority
                 self._queue.push(same, same.priority)
-        call.clock.taken = time.monotonic()
+        if same.in_model:
+            call.clock.taken = time.monotonic()
         call.jobs.append(same)
         same.waiters.append((call, place))
+
+    def _check_running(self) -> None:
+        if self._stopping:
+            # No worker would ever take what was admitted meanwhile.
+            raise NotRunningError("the server is stopping")
 
     def _encode(self, samples: Sequence[Sample]) -> list[Encoded]:
         with self._metrics.tokenise_seconds.time():
             return self._encoder.encode(samples)
-
-    async def _admit(self, limit: _Limit, priority: Priority, units: int, wait: bool) -> None:
-        bound = (self._samples if limit == "queue_samples" else self._tokens)[priority]
-        if wait:
-            await bound.acquire(units)
-        elif self._wait_seconds(priority) > self._settings.queue_seconds:
-            raise self._full("queue_seconds")
-        elif not bound.try_acquire(units):
-            raise self._full(limit)
-        if self._stopping:
-            # No worker would ever take it.
-            bound.release(units)
-            raise NotRunningError("the server is stopping")
-
-    def _full(self, limit: _Limit) -> QueueFull:
-        self._metrics.refused.labels(limit).inc()
-        least, most = _RETRY_SECONDS
-        return QueueFull(min(max(self._wait_seconds(max(Priority)), least), most))
-
-    def _wait_seconds(self, priority: Priority) -> float:
-        """How long the samples take that go before a new one of this priority."""
-        before = sum(held.held for line, held in self._tokens.items() if line <= priority)
-        return before / self._tokens_per_second
 
     def _take(self) -> list[Job]:
         """The next batch, out of the queue and of its room."""
@@ -331,9 +300,8 @@ class Engine:
 
     def _give_back(self, jobs: Sequence[Job]) -> None:
         for job in jobs:
-            self._samples[job.held_by].release(1)
-            self._tokens[job.held_by].release(job.length)
-        self._show_queue()
+            self._admission.release(job.held_by, samples=1, tokens=job.length)
+        self._admission.show()
 
     async def _work(self) -> None:
         """Run batches until the engine stops."""
@@ -349,6 +317,7 @@ class Engine:
                 continue
             taken = time.monotonic()
             for job in batch:
+                job.in_model = True
                 for call, _ in job.waiters:
                     call.clock.taken = taken
             try:
@@ -375,18 +344,11 @@ class Engine:
         output = self.warm.runtime.run(rows)
         ended = time.monotonic()
         self._tally.batch(batch, begun, ended)
-        self._learn_speed(len(rows) * max(map(len, rows)), ended - begun)
+        padded = len(rows) * max(map(len, rows))
+        if padded >= self.warm.batch_tokens / 2:
+            # Small batches say little of how soon a full queue is through.
+            self._admission.learn_speed(self.warm.workers * padded / (ended - begun))
         return self._valuer.valuations(rows, output)
-
-    def _learn_speed(self, padded_tokens: int, seconds: float) -> None:
-        """Follow the model's speed by its large batches; small ones say little of a full queue."""
-        if padded_tokens >= self.warm.batch_tokens / 2:
-            speed = self.warm.workers * padded_tokens / seconds
-            self._tokens_per_second += _SPEED_WEIGHT * (speed - self._tokens_per_second)
-
-    def _show_queue(self) -> None:
-        self._metrics.queue_samples.set(sum(bound.held for bound in self._samples.values()))
-        self._metrics.queue_tokens.set(sum(bound.held for bound in self._tokens.values()))
 
 
 def _logged(error: Exception, samples: int) -> ModelError:

@@ -1,0 +1,91 @@
+"""Who is let into the queue, and who is told to come back when.
+
+Comes in: demands for room, by priority; how quick the model is. Goes out: room, first come, first
+served, or ``QueueFull``. For one event loop; no locks. Knows nothing of what waits and of batches.
+"""
+
+from typing import Literal
+
+from alinfik.server.batching import Priority
+from alinfik.server.bound import Bound
+from alinfik.server.metrics import Metrics
+from alinfik.server.settings import ServerSettings
+
+# What is bounded, by the name that metrics call it.
+Limit = Literal["queue_samples", "queue_tokens", "queue_seconds"]
+
+# A refused caller is told to come back within these seconds, whatever the estimate says.
+_RETRY_SECONDS = 0.05, 30.0
+# Of the last batch in the model's speed: about the last ten count.
+_SPEED_WEIGHT = 0.1
+
+
+class QueueFull(Exception):  # noqa: N818 - the name that asyncio's and queue's users know
+    """The queue has no room and the caller would not wait; nothing was done."""
+
+    def __init__(self, retry_after_seconds: float) -> None:
+        super().__init__("the queue is full")
+        self.retry_after_seconds = retry_after_seconds
+
+
+class Admission:
+    """Room for samples and for their tokens, each priority's its own.
+
+    Args:
+        settings: the bounds.
+        metrics: where to show what is held and count who is refused.
+    """
+
+    def __init__(self, settings: ServerSettings, metrics: Metrics) -> None:
+        self._most_seconds = settings.queue_seconds
+        self._metrics = metrics
+        self._samples = {priority: Bound(settings.queue_samples) for priority in Priority}
+        self._tokens = {priority: Bound(settings.queue_tokens) for priority in Priority}
+        self.tokens_per_second = 1.0
+        """Of the model, as far as is known."""
+
+    async def samples(self, count: int, priority: Priority, *, wait: bool) -> None:
+        """Take room for samples; wait for it, or fail.
+
+        Raises:
+            QueueFull: there is none, and ``wait`` is false.
+        """
+        await self._admit("queue_samples", self._samples[priority], count, priority, wait=wait)
+
+    async def tokens(self, count: int, priority: Priority, *, wait: bool) -> None:
+        """Take room for tokens, as ``samples`` does for samples."""
+        await self._admit("queue_tokens", self._tokens[priority], count, priority, wait=wait)
+
+    def release(self, priority: Priority, *, samples: int, tokens: int) -> None:
+        """Give room back."""
+        self._samples[priority].release(samples)
+        self._tokens[priority].release(tokens)
+
+    def learn_speed(self, tokens_per_second: float) -> None:
+        """Follow the model's speed, as a large batch shows it."""
+        self.tokens_per_second += _SPEED_WEIGHT * (tokens_per_second - self.tokens_per_second)
+
+    def show(self) -> None:
+        """Say what is held."""
+        self._metrics.queue_samples.set(sum(bound.held for bound in self._samples.values()))
+        self._metrics.queue_tokens.set(sum(bound.held for bound in self._tokens.values()))
+
+    async def _admit(
+        self, limit: Limit, bound: Bound, units: int, priority: Priority, *, wait: bool
+    ) -> None:
+        if wait:
+            await bound.acquire(units)
+        elif self._wait_seconds(priority) > self._most_seconds:
+            raise self._full("queue_seconds")
+        elif not bound.try_acquire(units):
+            raise self._full(limit)
+
+    def _full(self, limit: Limit) -> QueueFull:
+        self._metrics.refused.labels(limit).inc()
+        least, most = _RETRY_SECONDS
+        return QueueFull(min(max(self._wait_seconds(max(Priority)), least), most))
+
+    def _wait_seconds(self, priority: Priority) -> float:
+        """How long the samples take that go before a new one of this priority."""
+        before = sum(bound.held for line, bound in self._tokens.items() if line <= priority)
+        return before / self.tokens_per_second
