@@ -10,6 +10,7 @@ of the cache. So both are measured, unless they are set.
 
 import os
 import time
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import reduce
@@ -72,16 +73,21 @@ def warm_up(bundle: Bundle, settings: ServerSettings, last_id: int) -> Warm:
     def better(one: Warm, other: Warm) -> Warm:
         return other if other.tokens_per_second > _WORTH * one.tokens_per_second else one
 
-    # One copy of the weights serves all workers. Each brings its own thread into a run, and the
-    # rest is theirs in common.
-    runtimes = {
-        workers: Runtime(bundle, precision, device, 1 + workers * (threads - 1))
-        for workers, threads in _ways(settings, device)
-    }
-    device = next(iter(runtimes.values())).device
-    sizes = (settings.batch_tokens,) if settings.batch_tokens else BATCH_TOKENS[device]
-    best = reduce(better, (tried(one, workers, sizes[0]) for workers, one in runtimes.items()))
-    return reduce(better, (tried(best.runtime, best.workers, size) for size in sizes[1:]), best)
+    def ways() -> Iterator[Warm]:
+        for workers, threads in _ways(settings, device):
+            # One copy of the weights serves all workers. Each brings its own thread into a run, and
+            # the rest is theirs in common.
+            runtime = Runtime(bundle, precision, device, 1 + workers * (threads - 1))
+            yield tried(runtime, workers, _sizes(settings, runtime.device)[0])
+
+    # Two models are in memory at a time, the best so far and the one that is tried.
+    best = reduce(better, ways())
+    larger = _sizes(settings, best.runtime.device)[1:]
+    return reduce(better, (tried(best.runtime, best.workers, size) for size in larger), best)
+
+
+def _sizes(settings: ServerSettings, device: Device) -> Sequence[int]:
+    return [settings.batch_tokens] if settings.batch_tokens else BATCH_TOKENS[device]
 
 
 def _ways(settings: ServerSettings, device: Device) -> list[tuple[int, int]]:
