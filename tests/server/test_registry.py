@@ -226,6 +226,29 @@ def test_bundles_are_loaded_from_under_the_root_alone(tmp_path: Path, tiny_bundl
     asyncio.run(main())
 
 
+def test_a_watch_lives_on_when_bundles_are_changed_by_hand_meanwhile(
+    tmp_path: Path, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def main() -> None:
+        async with registry_of(tiny_bundle) as (registry, _):
+            watch = BundleWatch(registry, tmp_path, 1.0)
+            new = write_tiny_bundle(tmp_path / "new", seed=2, made="2026-01-01T00:00:00Z")
+            activate = registry.activate
+            tiny = read_manifest(tiny_bundle).bundle_id
+
+            def and_back(bundle_id: str) -> None:
+                activate(bundle_id)
+                activate(tiny)
+
+            monkeypatch.setattr(registry, "activate", and_back)
+            await watch.look()
+            assert registry.active_id == tiny
+            loaded = {one.bundle_id for one in registry.summaries()}
+            assert loaded == {tiny, read_manifest(new).bundle_id}
+
+    asyncio.run(main())
+
+
 def test_a_watched_root_puts_its_newest_bundle_in_service(
     tmp_path: Path, tiny_bundle: Path
 ) -> None:
@@ -238,6 +261,8 @@ def test_a_watched_root_puts_its_newest_bundle_in_service(
             new = write_tiny_bundle(tmp_path / "new", seed=2, made="2026-01-01T00:00:00Z")
             newer = write_tiny_bundle(tmp_path / "newer", seed=3, made="2026-01-02T00:00:00Z")
             (newer / "model.onnx").write_bytes(b"spoilt")
+            # As a bundle is called while it is written.
+            write_tiny_bundle(tmp_path / ".newest-x", seed=4, made="2026-01-03T00:00:00Z")
             await watch.look()
             assert registry.active_id == read_manifest(new).bundle_id
             assert [one.bundle_id for one in registry.summaries()] == [registry.active_id]

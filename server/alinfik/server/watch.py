@@ -10,6 +10,7 @@ from pathlib import Path
 import structlog
 
 from alinfik.server.bundle import MANIFEST, Bundle, BundleError, load_bundle
+from alinfik.server.errors import InUseError, NotFoundError
 from alinfik.server.registry import Registry
 
 _log = structlog.get_logger()
@@ -46,24 +47,31 @@ class BundleWatch:
                 continue
             try:
                 await self._registry.load(bundle)
+                self._registry.activate(bundle.id)
+                await self._registry.unload(active.id)
             except BundleError as error:
                 _log.error("bundle refused, the active one stays", error=str(error))
-                continue
-            self._registry.activate(bundle.id)
-            await self._registry.unload(active.id)
+            except (InUseError, NotFoundError) as error:
+                # An administrator was at it meanwhile, and has the last word.
+                _log.warning("bundles were changed by hand meanwhile", error=str(error))
 
     def _appeared(self) -> list[Bundle]:
         """The bundles that were not there at the last look, oldest first."""
         appeared: list[Bundle] = []
         for manifest in self._root.glob(f"*/{MANIFEST}"):
-            written = manifest.stat().st_mtime_ns
-            if self._seen.get(manifest.parent) == written:
+            directory = manifest.parent
+            # Of a hidden name, as one that is being written has until it is renamed.
+            if directory.name.startswith("."):
                 continue
-            self._seen[manifest.parent] = written
             try:
-                appeared.append(load_bundle(manifest.parent))
+                written = manifest.stat().st_mtime_ns
+                if self._seen.get(directory) != written:
+                    self._seen[directory] = written
+                    appeared.append(load_bundle(directory))
             except BundleError as error:
                 _log.error("bundle refused, the active one stays", error=str(error))
+            except OSError as error:
+                _log.warning("bundle went while it was read", path=str(directory), error=str(error))
         return sorted(appeared, key=_made)
 
 
