@@ -9,6 +9,7 @@ from alinfik.distill.splits import (
     HELD_OUT_SHARE,
     VALIDATION_SHARE,
     families,
+    folds,
     part_of,
     split,
 )
@@ -83,3 +84,15 @@ def test_parts_have_their_shares() -> None:
         ("validation", VALIDATION_SHARE),
     ):
         assert abs(counts[part] / 20_000 - share) < 0.01
+
+
+def test_a_family_is_in_one_fold_and_folds_are_of_a_size() -> None:
+    rows = [
+        Row(id=str(n), provider="p", prompt="", completion=f"{n:x} " * 4, group=f"g{n // 3}")
+        for n in range(600)
+    ]
+    found = folds(rows, "group", 5)
+    assert all(len({found[n], found[n + 1], found[n + 2]}) == 1 for n in range(0, 600, 3))
+    assert set(found) == set(range(5))
+    assert min(found.count(fold) for fold in range(5)) > 60
+    assert folds(rows[::-1], "group", 5) == found[::-1]

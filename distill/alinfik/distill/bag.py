@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from alinfik.distill.calibrate import Scales
+from alinfik.distill.calibrate import FittedScale, Scales
 from alinfik.distill.encoding import Encoded
 from alinfik.distill.pairs import hash_pairs
 from alinfik.distill.proxy import Estimate, log_lengths
@@ -91,7 +91,7 @@ def fit_bag(
     bag.lengths.weight.copy_(torch.tensor(_LENGTH_WEIGHT * np.atleast_2d(whole.coef_)[:, -2:]))
     bag.lengths.bias.copy_(torch.tensor(np.atleast_1d(whole.intercept_)))
     if scales.tokens is not None:
-        _fit_tokens(bag, data, scales, vocabulary)
+        _fit_tokens(bag, data, scales.tokens, vocabulary)
 
     estimates, features = np.empty_like(labels), np.empty((len(labels), 2 * labels.shape[1]))
     number = np.array(folds)
@@ -178,12 +178,11 @@ def _set(bag: Bag, parts: Floats, factor: Floats) -> None:
     bag.pairs.weight[:, :width] = both[vocabulary:]
 
 
-def _fit_tokens(bag: Bag, data: Training, scales: Scales, vocabulary: int) -> None:
+def _fit_tokens(bag: Bag, data: Training, scale: FittedScale, vocabulary: int) -> None:
     """Set each token's own value, by a ridge regression on which token and which pair it is."""
     from scipy.sparse import csr_array
     from sklearn.linear_model import Ridge
 
-    assert scales.tokens is not None  # noqa: S101 - the caller looked
     grams = np.concatenate(
         [
             _grams(sample, vocabulary)[sample.completion_start if data.split == "loss" else 0 :]
@@ -191,7 +190,7 @@ def _fit_tokens(bag: Bag, data: Training, scales: Scales, vocabulary: int) -> No
         ]
     )
     values = torch.tensor(np.concatenate(data.token_values), dtype=torch.float32)
-    wanted = scales.tokens.fit(values).double().numpy()
+    wanted = scale.fit(values).double().numpy()
     ends = np.arange(0, grams.size + 1, 2)
     shape = len(grams), vocabulary + _PAIRS
     which = csr_array((np.ones(grams.size), grams.ravel(), ends), shape=shape)

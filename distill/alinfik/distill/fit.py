@@ -55,32 +55,19 @@ class Plan:
     split_by: SplitBy
 
 
-@dataclass(frozen=True)
-class Fitted:
-    """What fitting came to.
-
-    Attributes:
-        scales: the scales that the proxy was trained on.
-        trained: whether an epoch of training beat the regressions that it started from.
-    """
-
-    scales: Scales
-    trained: bool
-
-
 def fit(
     proxy: Proxy, data: Training, validation: Training, plan: Plan, checkpoint: Checkpoint
-) -> Fitted:
-    """Train ``proxy`` in place.
+) -> Scales | None:
+    """Train ``proxy`` in place; return the scales that it was trained on.
 
     The loss is Huber's on the fitted scale, on samples and, at half weight, on tokens. Embeddings
     stay as they are: a few thousand samples touch a few of them. Training starts from regressions
     in closed form (`alinfik.distill.probe`). Of these and all epochs that is kept which ranks the
-    validation samples best, by Spearman's correlation in the mean over targets. With no epochs
-    there is nothing to choose, and the regressions are left to whoever fits them to more samples.
+    validation samples best, by Spearman's correlation in the mean over targets.
+
+    Returns:
+        None where that is the regressions, which had better be fitted to more samples.
     """
-    if plan.epochs == 0:
-        return Fitted(learn_scales(data), trained=False)
     run = _Run(proxy, data, plan)
     if state := checkpoint.load():
         run.restore(state["run"])
@@ -113,7 +100,7 @@ def fit(
             )
     proxy.load_state_dict(best_weights)
     proxy.eval()
-    return Fitted(run.scales, trained=best_epoch >= 0)
+    return run.scales if best_epoch >= 0 else None
 
 
 def learn_scales(data: Training) -> Scales:
