@@ -69,6 +69,7 @@ def fit(
         None where that is the regressions, which had better be fitted to more samples.
     """
     run = _Run(proxy, data, plan)
+    proxy.corrects = True
     if state := checkpoint.load():
         run.restore(state["run"])
         first, best, best_epoch = state["epoch"], state["best"], state["best_epoch"]
@@ -99,6 +100,7 @@ def fit(
                 }
             )
     proxy.load_state_dict(best_weights)
+    proxy.corrects = best_epoch >= 0
     proxy.eval()
     return run.scales if best_epoch >= 0 else None
 

@@ -27,13 +27,11 @@ class Pooled:
         mean: of the completion's states, [B, D].
         probed: what the probe is linear in, [B, 3 D + 2]: means of completion and prompt, the
             deviation within the completion, and the lengths.
-        learnt: [B, D], the completion's states weighted by attention that is trained.
         lengths: [B, 2], logarithms of the completion's and the prompt's tokens, centred.
     """
 
     mean: Tensor
     probed: Tensor
-    learnt: Tensor
     lengths: Tensor
 
 
@@ -79,6 +77,8 @@ class Proxy(nn.Module):
         nn.init.zeros_(self.correction.weight)
         nn.init.zeros_(self.correction.bias)
         self.dropout = nn.Dropout(0.1)
+        # Set where it is trained: else it corrects nothing, at a price.
+        self.corrects = False
 
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor, completion_mask: Tensor
@@ -92,10 +92,11 @@ class Proxy(nn.Module):
         """
         states = self.states(input_ids, attention_mask, completion_mask)
         pooled = self.pooled(states, attention_mask, completion_mask)
-        inputs = torch.cat([pooled.probed, pooled.learnt], dim=-1)
-        hidden = nn.functional.gelu(self.hidden(self.dropout(inputs)))
+        samples = self.probe(pooled.probed)
+        if self.corrects:
+            samples = samples + self._corrected(states, completion_mask, pooled.probed)
         return Estimate(
-            samples=self.probe(pooled.probed) + self.correction(self.dropout(hidden)),
+            samples=samples,
             tokens=self.token_head(states),
             features=pooled.mean,
             lengths=pooled.lengths,
@@ -114,15 +115,20 @@ class Proxy(nn.Module):
         mean_before = (states * before).sum(dim=1) / count_before.clamp(min=1)
         away = (states - mean.unsqueeze(1)) * mask
         deviation = (away.square().sum(dim=1) / count + _LEAST_VARIANCE).sqrt()
-        scores = self.attention(states).masked_fill(mask == 0, float("-inf"))
-        learnt = torch.einsum("btk,btd->bkd", scores.softmax(dim=1), states).mean(dim=1)
         lengths = log_lengths(count, count_before)
         return Pooled(
             mean=mean,
             probed=torch.cat([mean, mean_before, deviation, lengths], dim=-1),
-            learnt=learnt,
             lengths=lengths,
         )
+
+    def _corrected(self, states: Tensor, completion_mask: Tensor, probed: Tensor) -> Tensor:
+        """What the small network adds [B, K], from trained attention to the completion's states."""
+        scores = self.attention(states).masked_fill(completion_mask.unsqueeze(-1) == 0, -torch.inf)
+        learnt = torch.einsum("btk,btd->bkd", scores.softmax(dim=1), states).mean(dim=1)
+        inputs = torch.cat([probed, learnt], dim=-1)
+        hidden = nn.functional.gelu(self.hidden(self.dropout(inputs)))
+        return self.correction(self.dropout(hidden))
 
 
 def log_lengths(completion: Tensor, prompt: Tensor) -> Tensor:
