@@ -5,9 +5,9 @@ One run, six minutes on two cores, which the server and its load generator share
     the limit      the model in ONNX Runtime with the texts tokenised ahead, sorted by length, in
                    the best batches found, no server (`benchmarks.limit`); before and after the
                    server, the better of the two
-    closed loops   `Score` with 1, 8 and 32 samples a request, 256 samples being unanswered in all,
-                   and `ScoreStream` with 64 a request, 8 requests being unanswered on one stream
-                   and on each of four
+    closed loops   `Score` with 1, 8 and 32 samples a request, and `ScoreStream` with 64 a request
+                   on one stream and on four; 256 samples being unanswered in all, 128 or 192 where
+                   the model takes seconds for as many, and on four streams two requests on each
     open loops     `Score` at 50, 80 and 300 % of what the closed loop of that size reached: Poisson
                    arrivals that wait for nobody, latency from the moment a request was due, no
                    retries
@@ -49,15 +49,17 @@ from alinfik.distill.bundle import read_manifest
 from alinfik.distill.samples import read_rows
 from benchmarks.bundles import trained
 from benchmarks.ghz import Opinion, by_ghz
-from benchmarks.limit import measured_limit
+from benchmarks.limit import Limit, measured_limit
 from benchmarks.load import Generator, Load
 from benchmarks.pool import arguments, write_pool
 from benchmarks.serve_report import Point, report
 from benchmarks.serving import Server, print_profile, running_server, usage
 from benchmarks.traffic import Traffic
 
-# As many as the server lets one stream have by default, so that all ways are compared at one depth.
-_IN_FLIGHT = 256
+# At most as many as the server lets one stream have by default, and so few that a slow model is
+# through with them well before `--queue-seconds`, past which the server refuses.
+_MOST_IN_FLIGHT = 256
+_IN_FLIGHT_SECONDS = 2.5
 _STREAM_SIZE = 64
 _OPEN_SIZE = 8
 # Past so many calls a second the generator would be what is measured; then requests are larger.
@@ -93,7 +95,7 @@ def main() -> None:
         return
     limits = [measured_limit(bundle, traffic.rows(), options.seconds)]
     with running_server(bundle, log) as server:
-        bench = Bench(server, bundle, traffic, options.seconds)
+        bench = Bench(server, bundle, traffic, options.seconds, in_flight(limits[0]))
         bench.closed_loops()
         bench.open_loops(options.soak_seconds)
         opinion = bench.second_opinion(options.ghz) if options.ghz else None
@@ -102,11 +104,17 @@ def main() -> None:
     report(read_manifest(bundle).proxy.backbone, limit, bench.points, opinion)
 
 
+def in_flight(limit: Limit) -> int:
+    """Samples to keep unanswered: a stream's requests, two at least, so that it is never idle."""
+    requests = int(limit.samples_per_second * _IN_FLIGHT_SECONDS) // _STREAM_SIZE
+    return _STREAM_SIZE * min(max(2, requests), _MOST_IN_FLIGHT // _STREAM_SIZE)
+
+
 def profile(bundle: Path, traffic: Traffic, seconds: float, log: Path) -> None:
     """Print what the event loop of a server under a profiler does for one stream's samples."""
     profiled = log.with_suffix(".prof")
     with running_server(bundle, log, profiled) as server:
-        bench = Bench(server, bundle, traffic, seconds)
+        bench = Bench(server, bundle, traffic, seconds, _MOST_IN_FLIGHT)
         server.process.send_signal(signal.SIGUSR1)
         bench.stream(1)
     samples = sum(answer.valued for answer in bench.points["stream1"].load.answers)
@@ -116,12 +124,15 @@ def profile(bundle: Path, traffic: Traffic, seconds: float, log: Path) -> None:
 class Bench:
     """One server, loaded in one way after another; ``points`` is what came of it, by name."""
 
-    def __init__(self, server: Server, bundle: Path, traffic: Traffic, seconds: float) -> None:
+    def __init__(
+        self, server: Server, bundle: Path, traffic: Traffic, seconds: float, in_flight: int
+    ) -> None:
         self.points: dict[str, Point] = {}
         self._server = server
         self._generator = Generator(server.address, read_manifest(bundle).bundle_id)
         self._traffic = traffic
         self._seconds = seconds
+        self._in_flight = in_flight
 
     def closed_loops(self) -> None:
         """See how much the server can do, by every way in."""
@@ -150,7 +161,8 @@ class Bench:
     def stream(self, streams: int) -> None:
         """Keep so many streams busy."""
         requests = self._traffic.requests(_STREAM_SIZE)
-        load = self._generator.streams(requests, streams, _IN_FLIGHT // _STREAM_SIZE, self._seconds)
+        depth = max(2, self._in_flight // _STREAM_SIZE // streams)
+        load = self._generator.streams(requests, streams, depth, self._seconds)
         self._run(f"stream{streams}", f"{streams} x ScoreStream of {_STREAM_SIZE}", load)
 
     def second_opinion(self, ghz: str) -> Opinion:
@@ -158,10 +170,10 @@ class Bench:
         expected = self.points[f"score{_GHZ_SIZE}"].load.goodput * self._seconds
         rounds = range(0, min(int(expected), _GHZ_SAMPLES), len(self._traffic))
         rows = [row for _ in rounds for row in self._traffic.rows()]
-        return by_ghz(ghz, self._server.address, rows, _GHZ_SIZE, _IN_FLIGHT // _GHZ_SIZE)
+        return by_ghz(ghz, self._server.address, rows, _GHZ_SIZE, self._in_flight // _GHZ_SIZE)
 
     def _score(self, size: int) -> None:
-        callers = _IN_FLIGHT // size
+        callers = self._in_flight // size
         load = self._generator.closed_loop(self._traffic.requests(size), callers, self._seconds)
         self._run(f"score{size}", f"Score of {size}, {callers} callers", load)
 

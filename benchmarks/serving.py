@@ -50,8 +50,15 @@ def running_server(bundle: Path, log: Path, profile: Path | None = None) -> Gene
         profile: where cProfile's account of its event loop goes, at its end.
     """
     program = ["benchmarks.profiled", str(profile)] if profile else ["alinfik.server"]
-    command = [sys.executable, "-m", *program, "--bundle", str(bundle)]
-    command += ["--listen", "127.0.0.1:0", "--metrics", "127.0.0.1:0", "--log-format", "json"]
+    options = ["--listen", "127.0.0.1:0", "--metrics", "127.0.0.1:0", "--log-format", "json"]
+    with running([*program, "--bundle", str(bundle), *options], log) as server:
+        yield server
+
+
+@contextmanager
+def running(program: list[str], log: Path) -> Generator[Server]:
+    """Run a Python module and its arguments, which says in its log when it is ready."""
+    command = [sys.executable, "-m", *program]
     with log.open("w") as written, subprocess.Popen(command, stderr=written) as process:
         try:
             address = _wait_until_ready(process, log)

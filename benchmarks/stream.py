@@ -10,6 +10,7 @@ Four minutes on two cores, which the server shares with Apache Kafka, one broker
                    delivery and once with at-least-once
     the trivial    the same with a model and a tokeniser that cost next to nothing, and records of
                    500 bytes: what the stream itself takes
+    the client     the same records, copied by the client alone (`benchmarks.copier`)
 
 No text comes twice, since a server remembers what it has valued: six letters that count up stand in
 each (`benchmarks.traffic`). The server runs on the CPU with its defaults. Rates are over the middle
@@ -19,6 +20,7 @@ half of the records, by the broker's clock. A JSON object is the last line:
     eos_ratio                    exactly once, over the limit           >= 0.85
     alo_ratio                    at least once, over the limit
     trivial_records_per_second   exactly once                           >= 15,000
+    client_records_per_second    exactly once, and nothing but kafka-python: the trivial's limit
     ..._first_to_last            the same rates with start and end, over all records
     ..._cpu_microseconds         of the servers, all threads, a record: the one figure that other
                                  programs on the machine hardly change
@@ -44,11 +46,11 @@ import os
 import tempfile
 from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Tokenizer, models
 
 from alinfik.distill.bundle import read_manifest
 from alinfik.distill.samples import Row, read_rows
@@ -58,7 +60,7 @@ from benchmarks.limit import measured_limit
 from benchmarks.load import Generator as LoadGenerator
 from benchmarks.load import Load
 from benchmarks.pool import arguments, write_pool
-from benchmarks.serving import Server, running_server, usage
+from benchmarks.serving import Server, running, running_server, usage
 from benchmarks.traffic import Traffic
 from demo.broker import ApacheKafka, Broker
 from tests.tiny_bundle import read_manifest as read_tiny_manifest
@@ -84,6 +86,7 @@ def main() -> None:
     parser.add_argument("--bundle", type=Path, help="another bundle to serve")
     parser.add_argument("--seconds", type=float, default=30.0, help="of each measurement")
     parser.add_argument("--delivery", nargs="+", choices=_DELIVERIES, default=list(_DELIVERIES))
+    parser.add_argument("--trivial", action="store_true", help="the trivial and the client alone")
     parser.add_argument("--servers", type=int, default=0, help="of one group, a core each")
     parser.add_argument("--backlog", type=int, help="drain so many small records, and no more")
     parser.add_argument("--grpc", action="store_true", help="load gRPC beside the backlog")
@@ -100,9 +103,10 @@ def main() -> None:
         if options.backlog:
             found = bench.backlog(trivial, options.backlog, options.seconds, grpc=options.grpc)
         else:
-            bundle = options.bundle or trained(options.backbone, options.data, options.out)
-            found = bench.ratios(bundle, options.seconds, options.delivery)
-            found |= bench.trivial(trivial, options.delivery)
+            found = bench.trivial(trivial, options.delivery)
+            if not options.trivial:
+                bundle = options.bundle or trained(options.backbone, options.data, options.out)
+                found |= bench.ratios(bundle, options.seconds, options.delivery)
     print(json.dumps({name: round(value, 4) for name, value in found.items()}))
 
 
@@ -143,7 +147,8 @@ class Bench:
             name = "trivial" if delivery == "eos" else f"trivial_{delivery}"
             rows = itertools.islice(self.rows(_TRIVIAL_BYTES), _TRIVIAL_RECORDS)
             found |= self.drain(name, bundle, rows, delivery)
-        return found
+        rows = itertools.islice(self.rows(_TRIVIAL_BYTES), _TRIVIAL_RECORDS)
+        return found | self.drain("client", None, rows, deliveries[0])
 
     def backlog(self, bundle: Path, count: int, seconds: float, *, grpc: bool) -> dict[str, float]:
         """Drain small records, and watch memory, and gRPC if it is loaded."""
@@ -182,13 +187,13 @@ class Bench:
         }
 
     def drain(
-        self, name: str, bundle: Path, rows: Iterator[Row], delivery: str
+        self, name: str, bundle: Path | None, rows: Iterator[Row], delivery: str
     ) -> dict[str, float]:
         """Put the rows on a topic, start the servers, and see how quickly the rows are valued.
 
         Args:
             name: of the figures.
-            bundle: what the servers value by.
+            bundle: what the servers value by; None for the client alone, which copies.
             rows: what is valued.
             delivery: one of the two of ``--delivery``.
         """
@@ -201,7 +206,8 @@ class Bench:
             def start(number: int, share: set[int]) -> Server:
                 with _on_cores(share):
                     log = self._out / f"stream-{number}.log"
-                    return running.enter_context(running_server(bundle, log))
+                    server = running_server(bundle, log) if bundle else client_alone(log)
+                    return running.enter_context(server)
 
             # Together, or the first would have done the work before the second is there.
             with ThreadPoolExecutor() as pool:
@@ -233,11 +239,10 @@ class Bench:
 
 
 def trivial_bundle(directory: Path) -> Path:
-    """The tests' bundle, whose tokeniser knows no word and only counts them."""
+    """The tests' bundle, whose tokeniser takes every text for one unknown word."""
     write_tiny_bundle(directory)
     vocabulary = {"<pad>": 0, "<begin>": 1, "<end>": 2, "<unknown>": 3}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unknown>"))  # noqa: S106
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer.save(str(directory / "tokenizer.json"))
     write_manifest(directory, read_tiny_manifest(directory))
     return directory
@@ -250,6 +255,11 @@ def of_length(row: Row, record_bytes: int) -> Row:
     # Letters alone: JSON escapes the others, and a record is to have the same length as the next.
     text = "".join(c if c.isalnum() and c.isascii() else " " for c in row.completion)
     return replace(row, prompt="", completion=(text * (room // len(text) + 1))[:room])
+
+
+def client_alone(log: Path) -> AbstractContextManager[Server]:
+    """Copies records, as the server would write them."""
+    return running(["benchmarks.copier"], log)
 
 
 def _generator(server: Server, bundle: Path) -> LoadGenerator:

@@ -6,7 +6,8 @@ from typing import Any
 # A unary call is repeated by ``retry``, which heeds the delay that a server asks for. A stream is
 # left to gRPC, which repeats it where nobody answers and no answer has come yet: it alone still has
 # the requests that were sent. After up to 0.1, 0.2, 0.4 and 0.8 s, each drawn at random.
-# A full queue slows a stream and never ends it, so RESOURCE_EXHAUSTED is no passing state here.
+# A full queue slows a stream and never ends it. RESOURCE_EXHAUSTED says that the server has as many
+# streams as it may; then the caller decides.
 # https://github.com/grpc/proposal/blob/master/A6-client-retries.md
 _SERVICE_CONFIG = {
     "methodConfig": [

@@ -31,14 +31,14 @@ class Job:
     held_by: Priority
     """The line whose room in the queue it takes up; that of the call that brought it."""
     in_model: bool = False
+    length: int = field(init=False)
+    """Its tokens."""
     pushed_at: float = field(default_factory=time.monotonic)
     waiters: "list[tuple[Call, int]]" = field(default_factory=list["tuple[Call, int]"])
     """Who waits for its outcome, and for which of their samples."""
 
-    @property
-    def length(self) -> int:
-        """Its tokens."""
-        return len(self.encoded.input_ids)
+    def __post_init__(self) -> None:
+        self.length = len(self.encoded)
 
     def settle(self, outcome: Outcome) -> None:
         """Give every waiter its outcome."""

@@ -299,8 +299,9 @@ class Engine:
         self._give_back(left)
 
     def _give_back(self, jobs: Sequence[Job]) -> None:
-        for job in jobs:
-            self._admission.release(job.held_by, samples=1, tokens=job.length)
+        for priority in Priority:
+            lengths = [job.length for job in jobs if job.held_by == priority]
+            self._admission.release(priority, samples=len(lengths), tokens=sum(lengths))
         self._admission.show()
 
     async def _work(self) -> None:

@@ -294,9 +294,9 @@ class Session:
         self._metrics.transactions.labels("committed").inc()
         self._metrics.commit_seconds.observe(commit_seconds)
         now = time.time()
-        for source, outcome in zip(batch.records, outcomes, strict=True):
-            if source.timestamp >= 0:
-                self._metrics.delay_seconds.observe(max(0.0, now - source.timestamp / 1000))
+        sent = [record.timestamp / 1000 for record in batch.records if record.timestamp >= 0]
+        self._metrics.delay_seconds.labels().observe([max(0.0, now - when) for when in sent])
+        for outcome in outcomes:
             if isinstance(outcome, DeadLetter):
                 self._metrics.dead_letters.labels(outcome.reason).inc()
 

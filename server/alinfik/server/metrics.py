@@ -4,7 +4,9 @@ Names carry their base unit; labels are bounded by the configuration (targets, p
 enumeration, never by what a caller sends.
 """
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Summary
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+from alinfik.server.distribution import Distribution
 
 # From a bag proxy's batch on a warm cache to a request that waited out a long queue.
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
@@ -69,7 +71,7 @@ class Metrics:
         self.queue_tokens = Gauge(
             "alinfik_queue_tokens", "Tokens of the samples in the queue.", registry=registry
         )
-        self.queue_wait_seconds = Histogram(
+        self.queue_wait_seconds = Distribution(
             "alinfik_queue_wait_seconds",
             "Time a sample waited for its batch.",
             ["priority"],
@@ -107,13 +109,13 @@ class Metrics:
         )
 
         # Values
-        self.value = Summary(
+        self.value = Distribution(
             "alinfik_value",
             "Values given, in the bundle's unit: count and sum.",
             ["target"],
             registry=registry,
         )
-        self.value_percentile = Histogram(
+        self.value_percentile = Distribution(
             "alinfik_value_percentile",
             "Values given, as percentiles of the labelled pool: flat where the stream is like it.",
             ["target"],
@@ -192,7 +194,7 @@ class KafkaMetrics:
             buckets=_SECONDS,
             registry=registry,
         )
-        self.delay_seconds = Histogram(
+        self.delay_seconds = Distribution(
             "alinfik_kafka_delay_seconds",
             "Time from a record's timestamp to the commit of its valuation.",
             buckets=(*_SECONDS, 60.0, 300.0, 900.0, 3600.0),

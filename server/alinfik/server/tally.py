@@ -38,8 +38,8 @@ class Tally:
         metrics.batch_samples.observe(len(lengths))
         metrics.batch_tokens.observe(padded)
         metrics.padding_tokens.inc(padded - sum(lengths))
-        for job in jobs:
-            self._waited[job.priority].observe(begun - job.pushed_at)
+        for priority, waited in zip(Priority, self._waited, strict=True):
+            waited.observe([begun - job.pushed_at for job in jobs if job.priority == priority])
 
     def outcomes(self, source: Source, outcomes: Sequence[Outcome | None], shared: int) -> None:
         """Count what a call came to.
@@ -63,9 +63,9 @@ class Tally:
         ):
             if count:
                 metrics.samples.labels(source, outcome).inc(count)
-        for valuation in valuations:
-            for (value, percentile), given in zip(self._values, valuation.values, strict=True):
-                value.observe(given.value)
-                percentile.observe(given.percentile)
+        given = [valuation.values for valuation in valuations]
+        for place, (value, percentile) in enumerate(self._values):
+            value.observe([values[place].value for values in given])
+            percentile.observe([values[place].percentile for values in given])
         metrics.truncated.inc(sum(valuation.truncated for valuation in valuations))
         metrics.out_of_distribution.inc(sum(v.out_of_distribution for v in valuations))

@@ -24,7 +24,16 @@ from alinfik.server.runtime import Runtime
 from alinfik.server.settings import ServerSettings
 
 # To choose from, smallest first, since a small batch is soon over. A GPU wants many in flight.
-BATCH_TOKENS: dict[Device, tuple[int, ...]] = {"cpu": (512, 1024, 2048), "cuda": (8192, 32_768)}
+BATCH_TOKENS: dict[Device, tuple[int, ...]] = {
+    "cpu": (512, 1024, 2048, 8192),
+    "cuda": (8192, 32_768),
+}
+# A batch that takes as long is large enough: what is around it is nothing to it, and those who wait
+# for it, and behind it, would feel a larger one.
+_LONG_SECONDS = 0.05
+# What the event loop does for a batch however small: take it, hand it to a thread, hear of it. No
+# other batch's turn comes meanwhile, so a model that is as quick as that wants large ones.
+_AROUND_SECONDS = 0.0005
 # Long enough that a batch or ten end in it, short enough that a start is not felt.
 _MEASURE_SECONDS = 0.3
 # More batches at once, or larger ones, take longer: only for what shows beyond the noise.
@@ -82,8 +91,11 @@ def warm_up(bundle: Bundle, settings: ServerSettings, last_id: int) -> Warm:
 
     # Two models are in memory at a time, the best so far and the one that is tried.
     best = reduce(better, ways())
-    larger = _sizes(settings, best.runtime.device)[1:]
-    return reduce(better, (tried(best.runtime, best.workers, size) for size in larger), best)
+    for size in _sizes(settings, best.runtime.device)[1:]:
+        if best.workers * best.batch_tokens / best.tokens_per_second > _LONG_SECONDS:
+            break
+        best = better(best, tried(best.runtime, best.workers, size))
+    return best
 
 
 def _sizes(settings: ServerSettings, device: Device) -> Sequence[int]:
@@ -114,4 +126,4 @@ def _tokens_per_second(runtime: Runtime, batch: list[Encoded], workers: int) -> 
         while (spent := time.monotonic() - begun) < _MEASURE_SECONDS:
             list(pool.map(runtime.run, [batch] * workers))
             rounds += 1
-    return rounds * workers * tokens / spent
+    return tokens / (spent / (rounds * workers) + _AROUND_SECONDS)
