@@ -20,8 +20,9 @@ import numpy as np
 
 _METHOD = "/alinfik.v1.ValuationService/"
 _OPTIONS = (("grpc.enable_retries", 0), ("grpc.max_receive_message_length", -1))
-# Before answers of an open loop count: the queue fills meanwhile.
-_WARM_SECONDS = 2.0
+# Before answers of an open loop count: the queue fills meanwhile, up to `--queue-seconds`, and more
+# samples are valued than requests are answered.
+_WARM_SECONDS = 7.0
 # More than a full queue takes to empty; a call that is longer under way counts as failed.
 _PATIENCE_SECONDS = 60.0
 REFUSED = grpc.StatusCode.RESOURCE_EXHAUSTED.name

@@ -187,7 +187,7 @@ def draw(points: list[Point], path: Path) -> None:
             textcoords="offset points",
             rotation=45,
         )
-    axes.margins(x=0.15, y=0.25)
+    axes.margins(x=0.15, y=0.4)
     axes.grid(alpha=0.3)
     axes.legend(title="target")
     figure.savefig(path)

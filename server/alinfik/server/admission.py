@@ -1,9 +1,12 @@
 """Who is let into the queue, and who is told to come back when.
 
-Comes in: demands for room, by priority; how quick the model is. Goes out: room, first come, first
-served, or ``QueueFull``. For one event loop; no locks. Knows nothing of what waits and of batches.
+Comes in: demands for room, by priority; how quick the model is, and how long those waited who were
+let in. Goes out: room, first come, first served, or ``QueueFull``. For one event loop; no locks.
+Knows nothing of what waits and of batches.
 """
 
+import math
+from collections.abc import Mapping
 from typing import Literal
 
 from alinfik.server.batching import Priority
@@ -16,8 +19,11 @@ Limit = Literal["queue_samples", "queue_tokens", "queue_seconds"]
 
 # A refused caller is told to come back within these seconds, whatever the estimate says.
 _RETRY_SECONDS = 0.05, 30.0
-# Of the last batch in the model's speed: about the last ten count.
+# Of the last batch in the model's speed, and of the last wait in the server's: about the last ten
+# count.
 _SPEED_WEIGHT = 0.1
+# Of the longest wait that is taken: who waited as long waited for others, and not for a thread.
+_TELLING_SHARE = 0.1
 
 
 class QueueFull(Exception):  # noqa: N818 - the name that asyncio's and queue's users know
@@ -43,6 +49,8 @@ class Admission:
         self._tokens = {priority: Bound(settings.queue_tokens) for priority in Priority}
         self.tokens_per_second = 1.0
         """Of the model, as far as is known."""
+        # Of all the server, which may be slower than its model: infinite until something waits.
+        self._samples_per_second = math.inf
 
     async def samples(self, count: int, priority: Priority, *, wait: bool) -> None:
         """Take room for samples; wait for it, or fail.
@@ -64,6 +72,24 @@ class Admission:
     def learn_speed(self, tokens_per_second: float) -> None:
         """Follow the model's speed, as a large batch shows it."""
         self.tokens_per_second += _SPEED_WEIGHT * (tokens_per_second - self.tokens_per_second)
+
+    def held_samples(self, priority: Priority) -> int:
+        """Samples that are let in, not yet in the model, and go before others of ``priority``."""
+        return _before(self._samples, priority)
+
+    def learn_wait(self, samples: int, seconds: float) -> None:
+        """Follow the server's speed: so many samples, the last one waited ``seconds`` for.
+
+        A short wait only says that the server is at least so quick.
+        """
+        if not seconds:
+            return
+        speed = samples / seconds
+        if self._samples_per_second == math.inf:
+            if seconds > _TELLING_SHARE * self._most_seconds:
+                self._samples_per_second = speed
+        elif seconds > _TELLING_SHARE * self._most_seconds or speed > self._samples_per_second:
+            self._samples_per_second += _SPEED_WEIGHT * (speed - self._samples_per_second)
 
     def show(self) -> None:
         """Say what is held."""
@@ -87,5 +113,11 @@ class Admission:
 
     def _wait_seconds(self, priority: Priority) -> float:
         """How long the samples take that go before a new one of this priority."""
-        before = sum(bound.held for line, bound in self._tokens.items() if line <= priority)
-        return before / self.tokens_per_second
+        return max(
+            _before(self._tokens, priority) / self.tokens_per_second,
+            _before(self._samples, priority) / self._samples_per_second,
+        )
+
+
+def _before(held: Mapping[Priority, Bound], priority: Priority) -> int:
+    return sum(bound.held for line, bound in held.items() if line <= priority)

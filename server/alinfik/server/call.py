@@ -111,6 +111,12 @@ class Clock:
         ends = [*(mark for _, mark in begins[1:]), time.monotonic()]
         return [(stage, mark, end) for (stage, mark), end in zip(begins, ends, strict=True)]
 
+    def waited(self) -> float:
+        """Seconds from admission until the model took the last of it; 0 before it has."""
+        if self.admitted is None or self.taken is None:
+            return 0.0
+        return self.taken - self.admitted
+
     def timing(self) -> Timing:
         """How long each stage took, up to now."""
         timing = Timing(shared_count=self.shared)

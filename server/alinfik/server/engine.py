@@ -22,12 +22,13 @@ from alinfik.server.batching import BatchQueue, Priority
 from alinfik.server.bundle import Bundle, BundleError
 from alinfik.server.cache import Cache, content_key
 from alinfik.server.call import Call, Job, Outcome
-from alinfik.server.encode import Encoded, Encoder
+from alinfik.server.encode import Encoder
 from alinfik.server.explainer import Explainer
 from alinfik.server.metrics import Metrics
 from alinfik.server.rejection import Rejection, rejections
 from alinfik.server.settings import ServerSettings
 from alinfik.server.tally import Source, Tally
+from alinfik.server.tokenising import Tokenising
 from alinfik.server.tracing import stage_spans
 from alinfik.server.valuation import Valuer
 from alinfik.server.warmup import Warm, warm_up
@@ -100,8 +101,6 @@ class Engine:
         # In the queue or in the model, by their texts' keys.
         self._jobs: dict[bytes, Job] = {}
         self._admission = Admission(settings, metrics)
-        # A small request must not wait until a large one is tokenised.
-        self._tokenising = ThreadPoolExecutor(2, "tokenise")
         self._workers: list[asyncio.Task[None]] = []
         self._stopping = False
 
@@ -125,6 +124,7 @@ class Engine:
 
     def _load(self) -> None:
         self._encoder = Encoder(self.bundle)
+        self._tokenising = Tokenising(self._encoder, self._metrics)
         self.explainer = Explainer(self.bundle, self._encoder)
         self.warm = warm_up(self.bundle, self._settings, self._encoder.last_id)
         try:
@@ -162,10 +162,11 @@ class Engine:
         self._stopping = True
         self._queued.set()
         await asyncio.gather(*workers)
+        stopping = NotRunningError("the server is stopping")
+        self._tokenising.close(stopping)
         while batch := self._take():
-            _fail(batch, NotRunningError("the server is stopping"))
+            _fail(batch, stopping)
         self.explainer.close()
-        self._tokenising.shutdown(wait=False)
         self._running.shutdown(wait=False)
 
     async def score(
@@ -237,11 +238,11 @@ class Engine:
             # Room for the samples before they are tokenised, so that the tokenizer's own queue is
             # bounded too; room for their tokens once these are counted.
             await self._admission.samples(len(wanted), priority, wait=wait)
+            ahead = self._admission.held_samples(priority)
             undo.callback(self._admission.release, priority, samples=len(wanted), tokens=0)
             self._check_running()
             call.clock.admitted = time.monotonic()
-            loop = asyncio.get_running_loop()
-            encoded = await loop.run_in_executor(self._tokenising, self._encode, wanted)
+            encoded = await self._tokenising.encode(wanted, priority)
             call.clock.tokenised = time.monotonic()
             tokens = sum(map(len, encoded))
             await self._admission.tokens(tokens, priority, wait=wait)
@@ -254,6 +255,7 @@ class Engine:
         self._admission.show()
         try:
             await call.wait()
+            self._admission.learn_wait(ahead, call.clock.waited())
         finally:
             # The caller has gone, or part of the call failed: what nobody else waits for must not
             # reach the model.
@@ -280,10 +282,6 @@ class Engine:
         if self._stopping:
             # No worker would ever take what was admitted meanwhile.
             raise NotRunningError("the server is stopping")
-
-    def _encode(self, samples: Sequence[Sample]) -> list[Encoded]:
-        with self._metrics.tokenise_seconds.time():
-            return self._encoder.encode(samples)
 
     def _take(self) -> list[Job]:
         """The next batch, out of the queue and of its room."""

@@ -31,6 +31,7 @@ ATTEMPT = "alinfik-attempt"
 
 Headers = list[tuple[str, bytes]]
 _FIELDS = tuple(Sample.DESCRIPTOR.fields_by_name)
+_JSON = json.JSONEncoder(ensure_ascii=False, allow_nan=False)
 # An error text quotes what was wrong with a record; a header is no place for all of a 5 MB record.
 _ERROR_CHARACTERS = 300
 # Of a batch (61), of a record in it (at most 36), and of the lengths of some dozen headers.
@@ -229,7 +230,7 @@ def _to_json(valuation: Valuation) -> bytes:
         "out_of_distribution": valuation.out_of_distribution,
     }
     try:
-        return json.dumps(fields, ensure_ascii=False, allow_nan=False).encode()
+        return _JSON.encode(fields).encode()
     except ValueError:
         # What JSON has no number for, the mapping of protobuf has words for.
         return json_format.MessageToJson(

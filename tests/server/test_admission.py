@@ -1,0 +1,77 @@
+"""Who must wait too long is refused at once: by the model's speed, or by what waits are seen."""
+
+import asyncio
+
+import pytest
+from prometheus_client import CollectorRegistry
+
+from alinfik.server.admission import Admission, QueueFull
+from alinfik.server.batching import Priority
+from alinfik.server.metrics import Metrics
+from alinfik.server.settings import ServerSettings
+
+_SECONDS = 5.0
+
+
+@pytest.fixture
+def admission(tmp_path_factory: pytest.TempPathFactory) -> Admission:
+    settings = ServerSettings(
+        bundle=[tmp_path_factory.getbasetemp()], queue_seconds=_SECONDS, queue_samples=100_000
+    )
+    admission = Admission(settings, Metrics(CollectorRegistry()))
+    admission.tokens_per_second = 1e6
+    return admission
+
+
+async def _admitted(admission: Admission, most: int, count: int = 10) -> int:
+    """How many samples are let in, in requests of ``count``, until one is refused."""
+    for samples in range(0, most, count):
+        try:
+            await admission.samples(count, Priority.INTERACTIVE, wait=False)
+        except QueueFull:
+            return samples
+    return most
+
+
+def test_knows_no_wait_at_first(admission: Admission) -> None:
+    async def main() -> None:
+        assert await _admitted(admission, 50_000) == 50_000
+
+    asyncio.run(main())
+
+
+def test_keeps_the_queue_as_short_as_waits_say(admission: Admission) -> None:
+    async def main() -> None:
+        # Its model is quick, and yet a thousand samples took it two seconds.
+        for _ in range(50):
+            admission.learn_wait(1000, 2.0)
+        let_in = await _admitted(admission, 50_000)
+        assert let_in == pytest.approx(500 * _SECONDS, rel=0.02)
+
+    asyncio.run(main())
+
+
+def test_a_short_wait_only_says_at_least_so_quick(admission: Admission) -> None:
+    async def main() -> None:
+        for _ in range(50):
+            admission.learn_wait(1000, 2.0)
+            # One at a time, which tells nothing of how many there could be.
+            admission.learn_wait(1, 0.05)
+        assert await _admitted(admission, 50_000) == pytest.approx(500 * _SECONDS, rel=0.02)
+        for _ in range(100):
+            admission.learn_wait(2000, 0.2)
+        assert await _admitted(admission, 50_000) > 5_000
+
+    asyncio.run(main())
+
+
+def test_says_when_to_come_back(admission: Admission) -> None:
+    async def main() -> None:
+        for _ in range(50):
+            admission.learn_wait(1000, 2.0)
+        await _admitted(admission, 50_000)
+        with pytest.raises(QueueFull) as refused:
+            await admission.samples(10, Priority.INTERACTIVE, wait=False)
+        assert refused.value.retry_after_seconds == pytest.approx(_SECONDS, rel=0.02)
+
+    asyncio.run(main())

@@ -1,0 +1,134 @@
+"""Calls are tokenised together while threads are busy, and each gets its own rows."""
+
+import asyncio
+from collections.abc import Sequence
+from threading import Event, Lock
+from typing import cast
+
+import numpy as np
+import pytest
+from prometheus_client import CollectorRegistry
+
+from alinfik.server.batching import Priority
+from alinfik.server.encode import Encoded, Encoder
+from alinfik.server.metrics import Metrics
+from alinfik.server.tokenising import Tokenising
+from alinfik.v1 import Sample
+
+_THREADS = 2
+
+
+class Slow:
+    """Stands where the encoder does, and lets a test say when a run ends."""
+
+    def __init__(self) -> None:
+        self.runs: list[list[str]] = []
+        self.go = Event()
+        self._lock = Lock()
+
+    def encode(self, samples: Sequence[Sample]) -> list[Encoded]:
+        with self._lock:
+            self.runs.append([sample.completion for sample in samples])
+        assert self.go.wait(10)
+        if any(sample.completion == "broken" for sample in samples):
+            raise ValueError("broken")
+        return [Encoded(np.array([len(s.completion)]), 0, truncated=False) for s in samples]
+
+
+@pytest.fixture
+def slow() -> Slow:
+    return Slow()
+
+
+@pytest.fixture
+def tokenising(slow: Slow) -> Tokenising:
+    return Tokenising(cast("Encoder", slow), Metrics(CollectorRegistry()))
+
+
+def _texts(*texts: str) -> list[Sample]:
+    return [Sample(completion=text) for text in texts]
+
+
+async def _begun(
+    tokenising: Tokenising, *calls: tuple[list[Sample], Priority]
+) -> list[asyncio.Task[list[Encoded]]]:
+    tasks = [asyncio.create_task(tokenising.encode(*call)) for call in calls]
+    await asyncio.sleep(0.05)
+    return tasks
+
+
+_BUSY = [(_texts("first"), Priority.STREAM), (_texts("second"), Priority.STREAM)]
+
+
+def test_gathers_what_waits_urgent_first(slow: Slow, tokenising: Tokenising) -> None:
+    async def main() -> None:
+        busy = await _begun(tokenising, *_BUSY)
+        later = await _begun(
+            tokenising,
+            (_texts("a", "bb"), Priority.STREAM),
+            (_texts("ccc"), Priority.INTERACTIVE),
+            (_texts("dddd"), Priority.STREAM),
+        )
+        slow.go.set()
+        rows = await asyncio.gather(*busy, *later)
+        assert slow.runs == [["first"], ["second"], ["ccc", "a", "bb", "dddd"]]
+        lengths = [[int(row.input_ids[0]) for row in call] for call in rows]
+        assert lengths == [[5], [6], [1, 2], [3], [4]]
+
+    asyncio.run(main())
+
+
+def test_gathers_so_many_and_no_more(slow: Slow, tokenising: Tokenising) -> None:
+    async def main() -> None:
+        busy = await _begun(tokenising, *_BUSY)
+        large = [(_texts(*["x"] * size), Priority.STREAM) for size in (200, 56, 1, 1000)]
+        later = await _begun(tokenising, *large)
+        slow.go.set()
+        await asyncio.gather(*busy, *later)
+        assert sorted(map(len, slow.runs[_THREADS:])) == [1, 256, 1000]
+
+    asyncio.run(main())
+
+
+def test_a_call_that_is_cancelled_in_time_is_not_done(slow: Slow, tokenising: Tokenising) -> None:
+    async def main() -> None:
+        busy = await _begun(tokenising, *_BUSY)
+        gone, stays = await _begun(
+            tokenising, (_texts("gone"), Priority.STREAM), (_texts("stays"), Priority.STREAM)
+        )
+        gone.cancel()
+        slow.go.set()
+        assert len(await stays) == 1
+        await asyncio.gather(*busy)
+        assert slow.runs[_THREADS:] == [["stays"]]
+
+    asyncio.run(main())
+
+
+def test_an_error_is_its_run_s_alone(slow: Slow, tokenising: Tokenising) -> None:
+    async def main() -> None:
+        fails, fine = await _begun(
+            tokenising, (_texts("broken"), Priority.STREAM), (_texts("fine"), Priority.STREAM)
+        )
+        slow.go.set()
+        with pytest.raises(ValueError, match="broken"):
+            await fails
+        assert len(await fine) == 1
+        assert len(await tokenising.encode(_texts("next"), Priority.STREAM)) == 1
+
+    asyncio.run(main())
+
+
+def test_closing_fails_what_waits_and_finishes_what_runs(
+    slow: Slow, tokenising: Tokenising
+) -> None:
+    async def main() -> None:
+        busy = await _begun(tokenising, *_BUSY)
+        (waits,) = await _begun(tokenising, (_texts("waits"), Priority.INTERACTIVE))
+        tokenising.close(RuntimeError("stopping"))
+        slow.go.set()
+        with pytest.raises(RuntimeError, match="stopping"):
+            await waits
+        assert [len(await one) for one in busy] == [1, 1]
+
+    asyncio.run(main())
