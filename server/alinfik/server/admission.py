@@ -56,13 +56,19 @@ class Admission:
         """Take room for samples; wait for it, or fail.
 
         Raises:
-            QueueFull: there is none, and ``wait`` is false.
+            QueueFull: there is none, or it would wait too long for the model, and ``wait`` is
+                false.
         """
-        await self._admit("queue_samples", self._samples[priority], count, priority, wait=wait)
+        if not wait and self._wait_seconds(priority) > self._most_seconds:
+            raise self._full("queue_seconds")
+        await self._admit("queue_samples", self._samples[priority], count, wait=wait)
 
     async def tokens(self, count: int, priority: Priority, *, wait: bool) -> None:
-        """Take room for tokens, as ``samples`` does for samples."""
-        await self._admit("queue_tokens", self._tokens[priority], count, priority, wait=wait)
+        """Take room for tokens, as ``samples`` does for samples, however long they will wait.
+
+        To be tokenised they had been let in already.
+        """
+        await self._admit("queue_tokens", self._tokens[priority], count, wait=wait)
 
     def release(self, priority: Priority, *, samples: int, tokens: int) -> None:
         """Give room back."""
@@ -96,13 +102,9 @@ class Admission:
         self._metrics.queue_samples.set(sum(bound.held for bound in self._samples.values()))
         self._metrics.queue_tokens.set(sum(bound.held for bound in self._tokens.values()))
 
-    async def _admit(
-        self, limit: Limit, bound: Bound, units: int, priority: Priority, *, wait: bool
-    ) -> None:
+    async def _admit(self, limit: Limit, bound: Bound, units: int, *, wait: bool) -> None:
         if wait:
             await bound.acquire(units)
-        elif self._wait_seconds(priority) > self._most_seconds:
-            raise self._full("queue_seconds")
         elif not bound.try_acquire(units):
             raise self._full(limit)
 
