@@ -4,9 +4,9 @@ Distils a proxy from ever more of the labels of `benchmarks.pool`, every time th
 one random order, and measures its rank correlation with the labels of the same held-out samples;
 beside it the ridge regression on TF-IDF that was fitted to the same labels.
 
-With the pool's 3,000 labels, of which some 2,430 are not held out, `bag` takes four minutes on two
-cores and `encoder` ten; `--sizes 250 500` a fifth of that. To go on to 4,000, label a
-larger pool (`alinfik-distill label`) and name it by `--labels`. A table and a figure,
+With the pool's 3,000 labels, of which some 2,430 are not held out, `bag` takes seven minutes on two
+cores, and `--sizes 250 500` a fifth of that. To go on to 4,000, label a larger pool
+(`alinfik-distill label`) and name it by `--labels`. A table and a figure,
 `runs/benchmarks/sample_efficiency.svg`, and a JSON object as the last line with
 TARGET_spearman_SIZE and TARGET_tfidf_SIZE, and `minutes`.
 """
