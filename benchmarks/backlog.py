@@ -86,6 +86,10 @@ class Backlog:
                     raise SystemExit(f"{done} of {wanted:.0f} records are valued: the logs say why")
                 time.sleep(_LOOK_AGAIN_SECONDS)
 
+    def valuations(self) -> int:
+        """How many there are, as a reader of committed records sees them."""
+        return len(self._append_times())
+
     def drained(self) -> Drained:
         """What the output says, once all are committed; each is there once."""
         times = np.sort(np.array(self._append_times())) / 1000

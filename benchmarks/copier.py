@@ -42,7 +42,7 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: stopping.set())
     consumer = open_consumer(settings)
     committer = open_committer(settings, "copier", consumer)
-    print(json.dumps({"message": "ready", "grpc": ""}), file=sys.stderr, flush=True)
+    print(json.dumps({"message": "ready", "grpc": "", "metrics": ""}), file=sys.stderr, flush=True)
     written: OutgoingRecord | None = None
     while not stopping.is_set():
         records = _poll(consumer, settings.kafka_batch_records)

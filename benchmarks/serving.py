@@ -26,6 +26,7 @@ class Server:
     """A server that is ready."""
 
     address: str
+    metrics: str
     process: psutil.Process
 
 
@@ -61,8 +62,8 @@ def running(program: list[str], log: Path) -> Generator[Server]:
     command = [sys.executable, "-m", *program]
     with log.open("w") as written, subprocess.Popen(command, stderr=written) as process:
         try:
-            address = _wait_until_ready(process, log)
-            yield Server(address, psutil.Process(process.pid))
+            ready = _wait_until_ready(process, log)
+            yield Server(ready["grpc"], ready["metrics"], psutil.Process(process.pid))
         finally:
             process.terminate()
             try:
@@ -71,13 +72,13 @@ def running(program: list[str], log: Path) -> Generator[Server]:
                 process.kill()
 
 
-def _wait_until_ready(process: subprocess.Popen[bytes], log: Path) -> str:
+def _wait_until_ready(process: subprocess.Popen[bytes], log: Path) -> dict[str, str]:
     while True:
         ended = process.poll() is not None
         for line in log.read_text().splitlines():
             event = json.loads(line) if line.startswith("{") else {}
             if event.get("message") == "ready":
-                return event["grpc"]
+                return event
         if ended:
             raise SystemExit(f"the server ended before it was ready; {log} says why")
         time.sleep(0.1)

@@ -132,7 +132,7 @@ class Bench:
         count = max(_LEAST_RECORDS, int(limit.samples_per_second * seconds))
         found: dict[str, float] = {}
         for name in deliveries:
-            found |= self.drain(name, bundle, itertools.islice(self.rows(), count), name)
+            found |= self.drain(name, bundle, itertools.islice(rows(self._traffic), count), name)
         after = measured_limit(bundle, self._traffic.rows(), seconds)
         best = max(limit.samples_per_second, after.samples_per_second)
         found["limit_samples_per_second"] = best
@@ -145,10 +145,11 @@ class Bench:
         found: dict[str, float] = {}
         for delivery in deliveries:
             name = "trivial" if delivery == "eos" else f"trivial_{delivery}"
-            rows = itertools.islice(self.rows(_TRIVIAL_BYTES), _TRIVIAL_RECORDS)
-            found |= self.drain(name, bundle, rows, delivery)
-        rows = itertools.islice(self.rows(_TRIVIAL_BYTES), _TRIVIAL_RECORDS)
-        return found | self.drain("client", None, rows, deliveries[0])
+            found |= self.drain(name, bundle, self._trivial_rows(), delivery)
+        return found | self.drain("client", None, self._trivial_rows(), deliveries[0])
+
+    def _trivial_rows(self) -> Iterator[Row]:
+        return itertools.islice(rows(self._traffic, _TRIVIAL_BYTES), _TRIVIAL_RECORDS)
 
     def backlog(self, bundle: Path, count: int, seconds: float, *, grpc: bool) -> dict[str, float]:
         """Drain small records, and watch memory, and gRPC if it is loaded."""
@@ -164,10 +165,10 @@ class Bench:
                 rate = _GRPC_LOAD * capacity / _GRPC_SIZE
                 idle = self._p99(server, bundle, rate, seconds)
             found |= {"grpc_samples_per_second": rate * _GRPC_SIZE, "grpc_p99_ms": idle}
-        backlog = Backlog(self._broker, itertools.islice(self.rows(_SMALL_BYTES), count))
+        backlog = Backlog(self._broker, itertools.islice(rows(self._traffic, _SMALL_BYTES), count))
         print(f"{count:,} records, {backlog.bytes / 1e6:,.0f} MB", flush=True)
         with (
-            _environment(backlog.settings()),
+            environment(backlog.settings()),
             running_server(bundle, self._out / "stream.log") as server,
         ):
             with usage(server.process) as warming:
@@ -201,7 +202,7 @@ class Bench:
         settings = backlog.settings() | {"ALINFIK_KAFKA_DELIVERY": _DELIVERIES[delivery]}
         cores = sorted(os.sched_getaffinity(0))
         shares = [{core} for core in cores[: self._servers]] or [set(cores)]
-        with _environment(settings), ExitStack() as running:
+        with environment(settings), ExitStack() as running:
 
             def start(number: int, share: set[int]) -> Server:
                 with _on_cores(share):
@@ -231,11 +232,12 @@ class Bench:
             raise SystemExit(f"{load.failed} calls were neither answered nor refused")
         return load.latency_ms(99)[0]
 
-    def rows(self, record_bytes: int = 0) -> Iterator[Row]:
-        """Rows without end; where ``record_bytes`` is given, their JSON is about so long."""
-        while True:
-            for row in self._traffic.rows():
-                yield of_length(row, record_bytes) if record_bytes else row
+
+def rows(traffic: Traffic, record_bytes: int = 0) -> Iterator[Row]:
+    """Rows without end; where ``record_bytes`` is given, their JSON is about so long."""
+    while True:
+        for row in traffic.rows():
+            yield of_length(row, record_bytes) if record_bytes else row
 
 
 def trivial_bundle(directory: Path) -> Path:
@@ -271,7 +273,8 @@ def _cpu_seconds(servers: list[Server]) -> float:
 
 
 @contextmanager
-def _environment(settings: dict[str, str]) -> Generator[None]:
+def environment(settings: dict[str, str]) -> Generator[None]:
+    """Processes that are started meanwhile find these variables."""
     os.environ.update(settings)
     try:
         yield
