@@ -4,12 +4,15 @@ import asyncio
 import json
 import threading
 from collections import defaultdict
+from contextlib import suppress
 
 import pytest
 from kafka import TopicPartition
+from kafka.errors import NoOffsetForPartitionError
 from structlog.testing import capture_logs
 
 from alinfik.server.bundle import load_bundle
+from alinfik.server.kafka_io import open_consumer
 from tests.kafka.streams import (
     WAIT_SECONDS,
     Deadline,
@@ -126,6 +129,46 @@ def test_a_server_that_is_told_to_stop_hands_its_partitions_over(stream, tiny_bu
         wait_for_partitions(lambda n: n == 3)
         send(stream.broker, stream.samples, samples(30, stream.partitions))
         read(stream.broker, stream.valuations, 30)
+
+
+def test_a_named_member_that_dies_halfway_through_a_rebalance_leaves_no_partition_to_nobody(
+    stream, tiny_bundle
+):
+    """What it gave up is another's only after a second round, which it did not live to ask for.
+
+    When it comes back, the broker gives it what it kept, and asks nobody else.
+    """
+    one, other = (stream.settings(tiny_bundle, kafka_instance=name) for name in ("pod-0", "pod-1"))
+    dies = open_consumer(one)
+    while len(dies.assignment()) < stream.partitions:
+        polled(dies)
+    stays, done = open_consumer(other), threading.Event()
+    polling = threading.Thread(target=lambda: [polled(stays) for _ in iter(done.is_set, True)])
+    polling.start()
+    try:
+        deadline = Deadline("its part")
+        while len(dies.assignment()) == stream.partitions:
+            polled(dies)
+            deadline.check()
+        # No word to the group: it has a name.
+        dies.close()
+        comes_back = open_consumer(one)
+        deadline = Deadline("every partition")
+        while len(comes_back.assignment() | stays.assignment()) < stream.partitions:
+            polled(comes_back)
+            deadline.check()
+        comes_back.leave()
+    finally:
+        done.set()
+        polling.join()
+        stays.leave()
+
+
+def polled(consumer):
+    """As the pipeline does, which then seeks."""
+    consumer.must_join()
+    with suppress(NoOffsetForPartitionError):
+        consumer.poll(1000)
 
 
 def test_a_batch_that_is_stuck_in_the_model_holds_no_rebalance_up(stream, tiny_bundle, monkeypatch):

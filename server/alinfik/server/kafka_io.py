@@ -51,6 +51,8 @@ class NotThereError(KafkaError):
 class GroupConsumer(KafkaConsumer):
     """A consumer that says when its next poll will rejoin the group."""
 
+    _confirmed = False
+
     def must_join(self) -> bool:
         """Whether a heartbeat has brought word of a rebalance, or we are no member yet.
 
@@ -63,6 +65,13 @@ class GroupConsumer(KafkaConsumer):
             # If another broker's metadata then shows the old ones again, it forgets that it has
             # begun to join, with its heartbeats stopped, and polls for ever.
             coordinator.request_rejoin()
+        elif not self._confirmed and (member := self.group_metadata()).generation_id >= 0:
+            # A member with an instance name that comes back is given what it had, and nobody else
+            # is asked. If it had died halfway through a rebalance, what it had given up to others
+            # would be nobody's; and if it led the group, nobody would look for new partitions.
+            self._confirmed = True
+            if member.group_instance_id:
+                coordinator.request_rejoin()
         return coordinator.need_rejoin()
 
     def leave(self) -> None:
