@@ -83,19 +83,20 @@ class Admission:
         """Samples that are let in, not yet in the model, and go before others of ``priority``."""
         return _before(self._samples, priority)
 
-    def learn_wait(self, samples: int, seconds: float) -> None:
+    def learn_wait(self, samples: int, seconds: float, priority: Priority) -> None:
         """Follow the server's speed: so many samples, the last one waited ``seconds`` for.
 
-        A short wait only says that the server is at least so quick.
+        A short wait only says that the server is at least so quick. Whoever others overtake waits
+        for more than was there when it came, so the first priority alone tells.
         """
-        if not seconds:
+        if priority != min(Priority) or not seconds:
             return
-        speed = samples / seconds
-        if self._samples_per_second == math.inf:
-            if seconds > _TELLING_SHARE * self._most_seconds:
-                self._samples_per_second = speed
-        elif seconds > _TELLING_SHARE * self._most_seconds or speed > self._samples_per_second:
-            self._samples_per_second += _SPEED_WEIGHT * (speed - self._samples_per_second)
+        speed, known = samples / seconds, self._samples_per_second
+        if seconds < _TELLING_SHARE * self._most_seconds and speed <= known:
+            return
+        self._samples_per_second = (
+            speed if known == math.inf else known + _SPEED_WEIGHT * (speed - known)
+        )
 
     def show(self) -> None:
         """Say what is held."""

@@ -255,7 +255,7 @@ class Engine:
         self._admission.show()
         try:
             await call.wait()
-            self._admission.learn_wait(ahead, call.clock.waited())
+            self._admission.learn_wait(ahead, call.clock.waited(), priority)
         finally:
             # The caller has gone, or part of the call failed: what nobody else waits for must not
             # reach the model.
