@@ -140,8 +140,10 @@ def test_a_named_member_that_dies_halfway_through_a_rebalance_leaves_no_partitio
     """
     one, other = (stream.settings(tiny_bundle, kafka_instance=name) for name in ("pod-0", "pod-1"))
     dies = open_consumer(one)
+    deadline = Deadline("all of it")
     while len(dies.assignment()) < stream.partitions:
         polled(dies)
+        deadline.check()
     stays, done = open_consumer(other), threading.Event()
     polling = threading.Thread(target=lambda: [polled(stays) for _ in iter(done.is_set, True)])
     polling.start()

@@ -49,21 +49,31 @@ def _texts(*texts: str) -> list[Sample]:
     return [Sample(completion=text) for text in texts]
 
 
-async def _begun(
+async def _called(
     tokenising: Tokenising, *calls: tuple[list[Sample], Priority]
 ) -> list[asyncio.Task[list[Encoded]]]:
+    """The calls, which have come and are not answered."""
     tasks = [asyncio.create_task(tokenising.encode(*call)) for call in calls]
-    await asyncio.sleep(0.05)
+    # Each has its first turn now, up to where it waits.
+    await asyncio.sleep(0)
     return tasks
 
 
-_BUSY = [(_texts("first"), Priority.STREAM), (_texts("second"), Priority.STREAM)]
+async def _busy(slow: Slow, tokenising: Tokenising) -> list[asyncio.Task[list[Encoded]]]:
+    """A call in each thread."""
+    tasks: list[asyncio.Task[list[Encoded]]] = []
+    for text in ("first", "second"):
+        tasks += await _called(tokenising, (_texts(text), Priority.STREAM))
+        async with asyncio.timeout(10):
+            while len(slow.runs) < len(tasks):
+                await asyncio.sleep(0.001)
+    return tasks
 
 
 def test_gathers_what_waits_urgent_first(slow: Slow, tokenising: Tokenising) -> None:
     async def main() -> None:
-        busy = await _begun(tokenising, *_BUSY)
-        later = await _begun(
+        busy = await _busy(slow, tokenising)
+        later = await _called(
             tokenising,
             (_texts("a", "bb"), Priority.STREAM),
             (_texts("ccc"), Priority.INTERACTIVE),
@@ -80,9 +90,9 @@ def test_gathers_what_waits_urgent_first(slow: Slow, tokenising: Tokenising) -> 
 
 def test_gathers_so_many_and_no_more(slow: Slow, tokenising: Tokenising) -> None:
     async def main() -> None:
-        busy = await _begun(tokenising, *_BUSY)
+        busy = await _busy(slow, tokenising)
         large = [(_texts(*["x"] * size), Priority.STREAM) for size in (200, 56, 1, 1000)]
-        later = await _begun(tokenising, *large)
+        later = await _called(tokenising, *large)
         slow.go.set()
         await asyncio.gather(*busy, *later)
         assert sorted(map(len, slow.runs[_THREADS:])) == [1, 256, 1000]
@@ -92,8 +102,8 @@ def test_gathers_so_many_and_no_more(slow: Slow, tokenising: Tokenising) -> None
 
 def test_a_call_that_is_cancelled_in_time_is_not_done(slow: Slow, tokenising: Tokenising) -> None:
     async def main() -> None:
-        busy = await _begun(tokenising, *_BUSY)
-        gone, stays = await _begun(
+        busy = await _busy(slow, tokenising)
+        gone, stays = await _called(
             tokenising, (_texts("gone"), Priority.STREAM), (_texts("stays"), Priority.STREAM)
         )
         gone.cancel()
@@ -107,7 +117,7 @@ def test_a_call_that_is_cancelled_in_time_is_not_done(slow: Slow, tokenising: To
 
 def test_an_error_is_its_run_s_alone(slow: Slow, tokenising: Tokenising) -> None:
     async def main() -> None:
-        fails, fine = await _begun(
+        fails, fine = await _called(
             tokenising, (_texts("broken"), Priority.STREAM), (_texts("fine"), Priority.STREAM)
         )
         slow.go.set()
@@ -123,8 +133,8 @@ def test_closing_fails_what_waits_and_finishes_what_runs(
     slow: Slow, tokenising: Tokenising
 ) -> None:
     async def main() -> None:
-        busy = await _begun(tokenising, *_BUSY)
-        (waits,) = await _begun(tokenising, (_texts("waits"), Priority.INTERACTIVE))
+        busy = await _busy(slow, tokenising)
+        (waits,) = await _called(tokenising, (_texts("waits"), Priority.INTERACTIVE))
         tokenising.close(RuntimeError("stopping"))
         slow.go.set()
         with pytest.raises(RuntimeError, match="stopping"):
