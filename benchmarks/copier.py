@@ -8,6 +8,7 @@ long as a valuation, with as many headers, is written for each one read. What is
 kafka-python itself can do.
 """
 
+import gc
 import json
 import signal
 import sys
@@ -17,6 +18,7 @@ from threading import Event
 from kafka.errors import NoOffsetForPartitionError
 from kafka.structs import OffsetAndMetadata, TopicPartition
 
+from alinfik.server.app import ALLOCATIONS
 from alinfik.server.kafka_commit import Outgoing, open_committer
 from alinfik.server.kafka_io import GroupConsumer, open_consumer
 from alinfik.server.records import OutgoingRecord, SourceRecord, valuation_record
@@ -38,11 +40,13 @@ _VALUATION = Valuation(
 def main() -> None:
     """Copy until SIGTERM."""
     settings = ServerSettings(bundle=[Path()])
+    gc.set_threshold(ALLOCATIONS)
     stopping = Event()
     signal.signal(signal.SIGTERM, lambda *_: stopping.set())
     consumer = open_consumer(settings)
     committer = open_committer(settings, "copier", consumer)
-    print(json.dumps({"message": "ready", "grpc": "", "metrics": ""}), file=sys.stderr, flush=True)
+    ready = {"message": "ready", "grpc": "", "metrics": "", "batch_tokens": 0, "workers": 0}
+    print(json.dumps(ready), file=sys.stderr, flush=True)
     written: OutgoingRecord | None = None
     while not stopping.is_set():
         records = _poll(consumer, settings.kafka_batch_records)

@@ -21,9 +21,7 @@ from alinfik.distill.export import INPUTS, OUTPUTS
 from alinfik.distill.samples import Row
 
 # Of the padded tokens of a batch.
-_BUDGETS = (512, 1024, 2048, 4096)
-# A full batch of the server's, as it is on a CPU by default.
-_SERVED_BUDGET = 2048
+_BUDGETS = (512, 1024, 2048, 4096, 8192)
 _TRY_SECONDS = 1.0
 # Of the batches, in the order of their lengths: a slow model takes half a minute for all.
 _TRIED = slice(None, None, 8)
@@ -37,13 +35,15 @@ class Limit:
         samples_per_second: in the best way found.
         batch_tokens: most padded tokens of a batch, in that way.
         workers: batches at a time, in that way.
-        batch_seconds: of one batch of the server's size, with all cores.
+        tokenise_seconds: CPU time to tokenise a sample, which the model does not need here.
+        batch_seconds: how long a full batch takes, by its budget and the batches at a time.
     """
 
     samples_per_second: float
     batch_tokens: int
     workers: int
-    batch_seconds: float
+    tokenise_seconds: float
+    batch_seconds: dict[tuple[int, int], float]
 
 
 def served_model(bundle: Path) -> str:
@@ -55,11 +55,17 @@ def measured_limit(bundle: Path, rows: list[Row], seconds: float) -> Limit:
     """Find the best way to run the model on rows, and measure it for so many seconds."""
     cores = len(os.sched_getaffinity(0))
     encoding = read_manifest(bundle).encoding
-    samples = Encoder(Tokenizer.from_file(str(bundle / TOKENIZER)), encoding).encode(rows)
+    encoder = Encoder(Tokenizer.from_file(str(bundle / TOKENIZER)), encoding)
+    begun = time.process_time()
+    samples = encoder.encode(rows)
+    tokenise_seconds = (time.process_time() - begun) / len(rows)
     batches = {
         budget: list(batched_by_length(samples, budget, encoding.pad_id)) for budget in _BUDGETS
     }
-    models = {workers: _Model(bundle, workers, cores // workers) for workers in {1, cores}}
+    models = {
+        workers: _Model(bundle, workers, cores // workers)
+        for workers in sorted({1, max(1, cores // 2), cores})
+    }
     tried = {budget: batches[budget][_TRIED] for budget in _BUDGETS}
     rounds = {
         (budget, workers): model.seconds_a_round(tried[budget], _TRY_SECONDS)
@@ -68,8 +74,11 @@ def measured_limit(bundle: Path, rows: list[Row], seconds: float) -> Limit:
     }
     budget, workers = min(rounds, key=lambda way: rounds[way] / _samples(tried[way[0]]))
     taken = models[workers].seconds_a_round(batches[budget], seconds)
-    full = rounds[_SERVED_BUDGET, 1] / len(tried[_SERVED_BUDGET])
-    return Limit(len(rows) / taken, budget, workers, full)
+    batch_seconds = {
+        (budget, workers): workers * seconds / len(tried[budget])
+        for (budget, workers), seconds in rounds.items()
+    }
+    return Limit(len(rows) / taken, budget, workers, tokenise_seconds, batch_seconds)
 
 
 def _samples(batches: list[Batch]) -> int:

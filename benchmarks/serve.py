@@ -22,7 +22,8 @@ on the CPU with its defaults. Two tables, and a JSON object as the last line:
     unary32_ratio       the same by Score with 32 samples a request                       >= 0.85
     goodput_ratio_300   samples valued a second at 300 % over the most that requests of
                         that size reached otherwise                                       >= 0.95
-    p99_over_batch_80   p99 at 80 % over the time of one full batch in the model           < 4
+    p99_over_batch_80   p99 at 80 % over the time of one of the server's full batches in
+                        the model, with as many at a time as the server runs               < 4
     refusal_ms_p50      median time to RESOURCE_EXHAUSTED at 300 %                        <= 50
     retry_info          share of refusals that say when to come back                      >= 1
     memory_ratio_300    most memory (RSS) at 300 % over that when it began
@@ -46,15 +47,14 @@ from pathlib import Path
 from typing import Any
 
 from alinfik.distill.bundle import read_manifest
-from alinfik.distill.samples import read_rows
 from benchmarks.bundles import trained
 from benchmarks.ghz import Opinion, by_ghz
 from benchmarks.limit import Limit, measured_limit
 from benchmarks.load import Generator, Load
-from benchmarks.pool import arguments, write_pool
+from benchmarks.pool import arguments
 from benchmarks.serve_report import Point, report
 from benchmarks.serving import Server, print_profile, running_server, usage
-from benchmarks.traffic import Traffic
+from benchmarks.traffic import Traffic, fresh_traffic
 
 # At most as many as the server lets one stream have by default, and so few that a slow model is
 # through with them well before `--queue-seconds`, past which the server refuses.
@@ -85,10 +85,7 @@ def main() -> None:
     # The limit is the CPU's, so the server must not find a GPU.
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
     bundle = options.bundle or trained(options.backbone, options.data, options.out)
-    texts = options.out / "fresh.jsonl"
-    if not texts.exists():
-        write_pool(options.data, options.out)
-    traffic = Traffic(list(read_rows(texts)))
+    traffic = fresh_traffic(options.data, options.out)
     log = options.out / "serve.log"
     if options.profile:
         profile(bundle, traffic, options.seconds, log)
@@ -101,7 +98,7 @@ def main() -> None:
         opinion = bench.second_opinion(options.ghz) if options.ghz else None
     limits.append(measured_limit(bundle, traffic.rows(), options.seconds))
     limit = max(limits, key=lambda limit: limit.samples_per_second)
-    report(read_manifest(bundle).proxy.backbone, limit, bench.points, opinion)
+    report(read_manifest(bundle).proxy.backbone, limit, server.way, bench.points, opinion)
 
 
 def in_flight(limit: Limit) -> int:

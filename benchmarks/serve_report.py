@@ -45,15 +45,19 @@ class Point:
 
 
 def report(
-    backbone: str, limit: Limit, points: Mapping[str, Point], opinion: Opinion | None
+    backbone: str,
+    limit: Limit,
+    way: tuple[int, int],
+    points: Mapping[str, Point],
+    opinion: Opinion | None,
 ) -> None:
-    """Print everything."""
+    """Print everything; ``way`` is the server's, tokens of a batch and batches at a time."""
     console = Console(width=140)
     console.print(loads(limit, points, opinion))
     for point in points.values():
         for status, count in point.load.failed.items():
             console.print(f"{point.label}: {count:,} calls ended with {status}", highlight=False)
-    found = figures(limit, points)
+    found = figures(limit, way, points)
     limits = _BAG_LIMITS if backbone == "bag" else _LIMITS
     table = Table("figure", "value", "limit", "")
     for name, value in found.items():
@@ -93,15 +97,18 @@ def loads(limit: Limit, points: Mapping[str, Point], opinion: Opinion | None) ->
     return table
 
 
-def figures(limit: Limit, points: Mapping[str, Point]) -> dict[str, float]:
+def figures(limit: Limit, way: tuple[int, int], points: Mapping[str, Point]) -> dict[str, float]:
     """What the run comes to; `benchmarks.serve` says what each figure is."""
     rates = {name: point.load.goodput for name, point in points.items()}
     overload, usage = points["open300"].load, points["open300"].usage
     size = max(answer.valued for answer in overload.answers)
     peak = max(rates[name] for name in (f"score{size}", "open50", "open80"))
-    full_batch_ms = 1000 * limit.batch_seconds
+    full_batch_ms = 1000 * limit.batch_seconds[way]
     found = {
         "limit_samples_per_second": limit.samples_per_second,
+        "tokenise_microseconds": 1e6 * limit.tokenise_seconds,
+        "batch_tokens": way[0],
+        "batches_at_a_time": way[1],
         "full_batch_ms": full_batch_ms,
         "stream_samples_per_second": rates["stream1"],
     }

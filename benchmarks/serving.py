@@ -14,6 +14,7 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -23,10 +24,18 @@ _EVERY_SECONDS = 0.2
 
 @dataclass(frozen=True)
 class Server:
-    """A server that is ready."""
+    """A server that is ready.
+
+    Attributes:
+        address: of gRPC.
+        metrics: address of ``/metrics``.
+        way: most tokens of its batches and how many it runs at a time, as it has chosen.
+        process: it.
+    """
 
     address: str
     metrics: str
+    way: tuple[int, int]
     process: psutil.Process
 
 
@@ -63,7 +72,8 @@ def running(program: list[str], log: Path) -> Generator[Server]:
     with log.open("w") as written, subprocess.Popen(command, stderr=written) as process:
         try:
             ready = _wait_until_ready(process, log)
-            yield Server(ready["grpc"], ready["metrics"], psutil.Process(process.pid))
+            way = ready["batch_tokens"], ready["workers"]
+            yield Server(ready["grpc"], ready["metrics"], way, psutil.Process(process.pid))
         finally:
             process.terminate()
             try:
@@ -72,7 +82,7 @@ def running(program: list[str], log: Path) -> Generator[Server]:
                 process.kill()
 
 
-def _wait_until_ready(process: subprocess.Popen[bytes], log: Path) -> dict[str, str]:
+def _wait_until_ready(process: subprocess.Popen[bytes], log: Path) -> dict[str, Any]:
     while True:
         ended = process.poll() is not None
         for line in log.read_text().splitlines():

@@ -53,15 +53,15 @@ from pathlib import Path
 from tokenizers import Tokenizer, models
 
 from alinfik.distill.bundle import read_manifest
-from alinfik.distill.samples import Row, read_rows
+from alinfik.distill.samples import Row
 from benchmarks.backlog import Backlog
 from benchmarks.bundles import trained
 from benchmarks.limit import measured_limit
 from benchmarks.load import Generator as LoadGenerator
 from benchmarks.load import Load
-from benchmarks.pool import arguments, write_pool
+from benchmarks.pool import arguments
 from benchmarks.serving import Server, running, running_server, usage
-from benchmarks.traffic import Traffic
+from benchmarks.traffic import Traffic, fresh_traffic
 from demo.broker import ApacheKafka, Broker
 from tests.tiny_bundle import read_manifest as read_tiny_manifest
 from tests.tiny_bundle import write_manifest, write_tiny_bundle
@@ -93,10 +93,7 @@ def main() -> None:
     options = parser.parse_args()
     # The limit is the CPU's, so the server must not find a GPU.
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
-    texts = options.out / "fresh.jsonl"
-    if not texts.exists():
-        write_pool(options.data, options.out)
-    traffic = Traffic(list(read_rows(texts)))
+    traffic = fresh_traffic(options.data, options.out)
     with ApacheKafka() as broker, tempfile.TemporaryDirectory() as directory:
         bench = Bench(broker, traffic, options.out, options.servers)
         trivial = trivial_bundle(Path(directory) / "trivial")

@@ -20,12 +20,11 @@ from pathlib import Path
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from alinfik.distill.samples import read_rows
 from benchmarks.backlog import PARTITIONS, Backlog
-from benchmarks.pool import arguments, write_pool
+from benchmarks.pool import arguments
 from benchmarks.serving import Server, running_server
 from benchmarks.stream import environment, rows, trivial_bundle
-from benchmarks.traffic import Traffic
+from benchmarks.traffic import Traffic, fresh_traffic
 from demo.broker import ApacheKafka, Broker
 
 _RECORDS = 100_000
@@ -40,10 +39,7 @@ def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--tries", type=int, default=5)
     options = parser.parse_args()
-    texts = options.out / "fresh.jsonl"
-    if not texts.exists():
-        write_pool(options.data, options.out)
-    traffic = Traffic(list(read_rows(texts)))
+    traffic = fresh_traffic(options.data, options.out)
     tries: list[dict[str, float]] = []
     with ApacheKafka() as broker, tempfile.TemporaryDirectory() as directory:
         bundle = trivial_bundle(Path(directory) / "trivial")

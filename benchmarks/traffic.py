@@ -11,11 +11,13 @@ import re
 import string
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 
-from alinfik.distill.samples import Row
+from alinfik.distill.samples import Row, read_rows
 from alinfik.v1 import Sample, ScoreRequest
+from benchmarks.pool import write_pool
 
 _LETTERS = 6
 # No text holds it. It marks the place of the letters in a serialised request.
@@ -62,6 +64,14 @@ class Traffic:
             ]
         ).SerializeToString()
         return bytearray(body), [gap.start() for gap in re.finditer(_GAP.encode(), body)]
+
+
+def fresh_traffic(data: Path, out: Path) -> Traffic:
+    """Traffic of `fresh.jsonl` of `benchmarks.pool`, which is written first where it is missing."""
+    texts = out / "fresh.jsonl"
+    if not texts.exists():
+        write_pool(data, out)
+    return Traffic(list(read_rows(texts)))
 
 
 def _stamped(row: Row, stamp: str) -> Row:

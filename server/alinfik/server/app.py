@@ -30,7 +30,7 @@ _log = structlog.get_logger()
 # Allocations between two looks for garbage that counting references leaves. A request makes
 # thousands of objects and hardly any such garbage; with Python's own 700, looking takes a third of
 # what a cheap proxy's sample does.
-_ALLOCATIONS = 10_000
+ALLOCATIONS = 10_000
 
 
 async def serve(settings: ServerSettings) -> None:
@@ -41,7 +41,7 @@ async def serve(settings: ServerSettings) -> None:
             traces are asked for and OpenTelemetry is not installed.
     """
     configure_logs(settings.log_format)
-    gc.set_threshold(_ALLOCATIONS)
+    gc.set_threshold(ALLOCATIONS)
     with tracing(settings):
         server = asyncio.create_task(_serve_forever(settings))
         loop = asyncio.get_running_loop()
