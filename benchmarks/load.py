@@ -81,6 +81,20 @@ class Load:
         taken = [1000 * (a.ended - a.due) for a in self._due() if a.status == status]
         return [float(q) for q in np.percentile(taken or [np.nan], percentiles)]
 
+    def queued_ms(self, percentile: float, samples_per_second: float) -> float:
+        """A percentile of the time that the same requests would take a server without a flaw.
+
+        It takes them one by one in their order, at this speed, and never rests while one waits:
+        what random arrivals alone make of a latency.
+        """
+        seconds = max(answer.valued for answer in self.answers) / samples_per_second
+        free, taken = 0.0, list[float]()
+        for due in sorted(answer.due for answer in self.answers):
+            free = max(free, due) + seconds
+            if self.begun <= due <= self.ended:
+                taken.append(1000 * (free - due))
+        return float(np.percentile(taken, percentile))
+
     def _due(self) -> Sequence[Answer]:
         return [answer for answer in self.answers if self.begun <= answer.due <= self.ended]
 

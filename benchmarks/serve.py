@@ -24,6 +24,8 @@ on the CPU with its defaults. Two tables, and a JSON object as the last line:
                         that size reached otherwise                                       >= 0.95
     p99_over_batch_80   p99 at 80 % over the time of one of the server's full batches in
                         the model, with as many at a time as the server runs               < 4
+    p99_over_queue_80   the same p99 over that of a flawless server for the same arrivals: one that
+                        values them one by one at the limit's speed and never rests
     refusal_ms_p50      median time to RESOURCE_EXHAUSTED at 300 %                        <= 50
     retry_info          share of refusals that say when to come back                      >= 1
     memory_ratio_300    most memory (RSS) at 300 % over that when it began

@@ -112,3 +112,11 @@ def test_traffic_changes_the_first_letters_and_nothing_else():
         assert sample.completion[6:] == row.completion[6:]
         assert sample.completion[:6].islower()
     assert len(set(texts(sent))) == 100
+
+
+def test_a_flawless_server_keeps_requests_waiting_only_for_those_before_them():
+    answers = [Answer(due, due + 9.0, 4, "OK", retry_info=False) for due in (0.0, 1.0, 1.0, 5.0)]
+    load = Load(answers, 0.5, 5.5)
+    # One second each: the second request is alone, the third waits for it, the fourth for nobody.
+    assert load.queued_ms(100, 4.0) == pytest.approx(2000)
+    assert load.queued_ms(0, 4.0) == pytest.approx(1000)

@@ -19,20 +19,24 @@ def content_key(sample: Sample) -> bytes:
 
 
 class Cache:
-    """The last ``limit`` texts' valuations, without the samples' names; none where it is 0."""
+    """The last ``limit`` texts' valuations, without the samples' names; none where it is 0.
+
+    They are kept serialised: as messages they take four times the memory.
+    """
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
-        self._valuations: OrderedDict[bytes, Valuation] = OrderedDict()
+        self._valuations: OrderedDict[bytes, bytes] = OrderedDict()
 
     def get(self, key: bytes) -> Valuation | None:
-        """The valuation, not to be changed, if it is here; it is then the last one used."""
-        if (valuation := self._valuations.get(key)) is not None:
-            self._valuations.move_to_end(key)
-        return valuation
+        """The valuation, if it is here; it is then the last one used."""
+        if (valuation := self._valuations.get(key)) is None:
+            return None
+        self._valuations.move_to_end(key)
+        return Valuation.FromString(valuation)
 
     def put(self, key: bytes, valuation: Valuation) -> None:
         """Keep a valuation, and let the one go that was not used for longest."""
-        self._valuations[key] = valuation
+        self._valuations[key] = valuation.SerializeToString()
         if len(self._valuations) > self._limit:
             self._valuations.popitem(last=False)
