@@ -251,8 +251,9 @@ class ServerSettings(BaseSettings):
 
     cache_samples: NonNegativeInt = Field(
         16_384,
-        description="Texts whose valuations are kept in memory, a third of a kB each, and given again "
-        "without the model; 0 keeps none. Raise it where providers send the same texts again.",
+        description="Texts whose valuations are kept in memory, a third of a kB each, and given "
+        "again without the model; 0 keeps none. Raise it where providers send the same texts "
+        "again.",
     )
 
     max_samples_per_request: PositiveInt = Field(
