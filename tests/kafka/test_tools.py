@@ -21,6 +21,9 @@ from tests.support import skip_or_fail
 
 pytestmark = pytest.mark.kafka
 
+# Enough to be still under way when Kafka's tool, a Java program, has looked.
+_IN_MOTION = 90_000
+
 SAMPLE = {"id": "1", "provider": "p", "prompt": "How many?", "completion": "She sold 48 clips"}
 
 
@@ -88,6 +91,24 @@ def test_lag_agrees_with_kafka_consumer_groups(stream, tiny_bundle):
     assert set(lag(server, stream).values()) == {None}
     send(stream.broker, stream.samples, samples(5, partitions=1))
     assert described(stream) == {"0": ("300", "5"), "1": ("300", "0"), "2": ("0", "0")}
+
+
+def test_lag_in_motion_is_at_most_one_look_behind_kafkas_own(stream, tiny_bundle):
+    """It only falls here, so what is said before Kafka's tool starts is no less than the tool's.
+
+    And what it says is reached while there is still something to do: the metric is late, not stuck.
+    """
+    send(stream.broker, stream.samples, samples(_IN_MOTION, stream.partitions))
+    with running(stream.settings(tiny_bundle)) as server:
+        deadline = Deadline("the first transactions")
+        while None in lag(server, stream).values() or not described(stream):
+            deadline.check(str(lag(server, stream)))
+        before = lag(server, stream)
+        theirs = {p: int(lag) for p, (_, lag) in described(stream).items()}
+        assert all(0 < theirs[p] <= before[p] for p in theirs), (before, theirs)
+        while any((ours := lag(server, stream))[p] > theirs[p] for p in theirs):
+            deadline.check(str(ours))
+        assert sum(ours.values()) > 0
 
 
 def test_a_transactions_marker_is_no_lag(stream, tiny_bundle):
