@@ -213,7 +213,7 @@ class Bench:
             before = _cpu_seconds(servers)
             backlog.wait()
             cpu_seconds = _cpu_seconds(servers) - before
-        drained = backlog.drained()
+        drained = backlog.drained(once=delivery == "eos")
         size = backlog.bytes // backlog.records
         print(f"{name}: {backlog.records:,} records of {size} bytes", flush=True)
         return {
