@@ -104,7 +104,7 @@ def test_lag_in_motion_is_at_most_one_look_behind_kafkas_own(stream, tiny_bundle
         while None in lag(server, stream).values() or not described(stream):
             deadline.check(str(lag(server, stream)))
         before = lag(server, stream)
-        theirs = {p: int(lag) for p, (_, lag) in described(stream).items()}
+        theirs = {p: int(behind) for p, (_, behind) in described(stream).items()}
         assert all(0 < theirs[p] <= before[p] for p in theirs), (before, theirs)
         while any((ours := lag(server, stream))[p] > theirs[p] for p in theirs):
             deadline.check(str(ours))

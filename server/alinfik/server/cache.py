@@ -21,7 +21,7 @@ def content_key(sample: Sample) -> bytes:
 class Cache:
     """The last ``limit`` texts' valuations, without the samples' names; none where it is 0.
 
-    They are kept serialised: as messages they take four times the memory.
+    They are kept serialised: as messages they take five times the memory.
     """
 
     def __init__(self, limit: int) -> None:
