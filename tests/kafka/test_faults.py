@@ -35,16 +35,18 @@ def flags(settings):
 def test_killed_and_stopped_servers_lose_and_double_nothing(stream, tiny_bundle):
     """SIGKILL in mid-stream, then SIGTERM in mid-stream, then a server that ends the work."""
     settings = stream.settings(tiny_bundle, kafka_instance="pod-0")
+    # Some 200 transactions, so that however quick the machine is, both find it in mid-stream.
+    told = [*flags(settings), "--kafka-batch-records=64"]
     total = 12_000
     send(stream.broker, stream.samples, samples(total, stream.partitions))
-    with running_server(tiny_bundle, *flags(settings)) as server:
+    with running_server(tiny_bundle, *told) as server:
         killed_at = len(read(stream.broker, stream.valuations, 1_000))
         server.process.kill()
         server.process.wait()
-    with running_server(tiny_bundle, *flags(settings)):
+    with running_server(tiny_bundle, *told):
         read(stream.broker, stream.valuations, killed_at + 4_000)
     stopped_at = len(read(stream.broker, stream.valuations))
-    with running_server(tiny_bundle, *flags(settings)):
+    with running_server(tiny_bundle, *told):
         read(stream.broker, stream.valuations, total)
     assert killed_at < stopped_at < total, "the faults came too late to prove anything"
     assert source_offsets(read(stream.broker, stream.valuations)) == {
