@@ -18,9 +18,9 @@ from threading import Event
 from kafka.errors import NoOffsetForPartitionError
 from kafka.structs import OffsetAndMetadata, TopicPartition
 
-from alinfik.server.app import ALLOCATIONS, SWITCH_SECONDS
 from alinfik.server.kafka_commit import Outgoing, open_committer
 from alinfik.server.kafka_io import GroupConsumer, open_consumer
+from alinfik.server.kafka_process import ALLOCATIONS
 from alinfik.server.records import OutgoingRecord, SourceRecord, valuation_record
 from alinfik.server.settings import ServerSettings
 from alinfik.v1 import TargetValue, Valuation
@@ -41,7 +41,6 @@ def main() -> None:
     """Copy until SIGTERM."""
     settings = ServerSettings(bundle=[Path()])
     gc.set_threshold(ALLOCATIONS)
-    sys.setswitchinterval(SWITCH_SECONDS)
     stopping = Event()
     signal.signal(signal.SIGTERM, lambda *_: stopping.set())
     consumer = open_consumer(settings)

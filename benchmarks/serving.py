@@ -96,18 +96,18 @@ def _wait_until_ready(process: subprocess.Popen[bytes], log: Path) -> dict[str, 
 
 @contextmanager
 def usage(server: psutil.Process) -> Generator[Usage]:
-    """Watch the server and this process until the block ends."""
-    rss = server.memory_info().rss
+    """Watch the server, with its Kafka process, and this process until the block ends."""
+    rss = _resident_bytes(server)
     found, stop = Usage(rss, rss, rss), threading.Event()
 
     def watch() -> None:
         while not stop.wait(_EVERY_SECONDS):
-            found.last_bytes = server.memory_info().rss
+            found.last_bytes = _resident_bytes(server)
             found.most_bytes = max(found.most_bytes, found.last_bytes)
 
     watcher = threading.Thread(target=watch)
     processes = (server, psutil.Process())
-    before = [_cpu_seconds(process) for process in processes]
+    before = [cpu_seconds(process) for process in processes]
     begun = time.perf_counter()
     watcher.start()
     try:
@@ -115,16 +115,25 @@ def usage(server: psutil.Process) -> Generator[Usage]:
     finally:
         seconds = time.perf_counter() - begun
         found.server_cores, found.generator_cores = (
-            (_cpu_seconds(process) - start) / seconds
+            (cpu_seconds(process) - start) / seconds
             for process, start in zip(processes, before, strict=True)
         )
         stop.set()
         watcher.join()
 
 
-def _cpu_seconds(process: psutil.Process) -> float:
-    times = process.cpu_times()
-    return times.user + times.system
+def cpu_seconds(process: psutil.Process) -> float:
+    """What a process and its children have taken so far."""
+    times = [one.cpu_times() for one in _family(process)]
+    return sum(one.user + one.system for one in times)
+
+
+def _resident_bytes(process: psutil.Process) -> int:
+    return sum(one.memory_info().rss for one in _family(process))
+
+
+def _family(process: psutil.Process) -> list[psutil.Process]:
+    return [process, *process.children()]
 
 
 def print_profile(profile: Path, samples: float, count: int) -> None:

@@ -60,7 +60,7 @@ from benchmarks.limit import measured_limit
 from benchmarks.load import Generator as LoadGenerator
 from benchmarks.load import Load
 from benchmarks.pool import arguments
-from benchmarks.serving import Server, running, running_server, usage
+from benchmarks.serving import Server, cpu_seconds, running, running_server, usage
 from benchmarks.traffic import Traffic, fresh_traffic
 from demo.broker import ApacheKafka, Broker
 from tests.tiny_bundle import read_manifest as read_tiny_manifest
@@ -212,14 +212,14 @@ class Bench:
                 servers = list(pool.map(start, range(len(shares)), shares))
             before = _cpu_seconds(servers)
             backlog.wait()
-            cpu_seconds = _cpu_seconds(servers) - before
+            seconds = _cpu_seconds(servers) - before
         drained = backlog.drained(once=delivery == "eos")
         size = backlog.bytes // backlog.records
         print(f"{name}: {backlog.records:,} records of {size} bytes", flush=True)
         return {
             f"{name}_records_per_second": drained.records_per_second,
             f"{name}_first_to_last": drained.first_to_last_per_second,
-            f"{name}_cpu_microseconds": 1e6 * cpu_seconds / backlog.records,
+            f"{name}_cpu_microseconds": 1e6 * seconds / backlog.records,
         }
 
     def _p99(self, server: Server, bundle: Path, rate: float, seconds: float) -> float:
@@ -266,7 +266,7 @@ def _generator(server: Server, bundle: Path) -> LoadGenerator:
 
 
 def _cpu_seconds(servers: list[Server]) -> float:
-    return sum(sum(server.process.cpu_times()[:2]) for server in servers)
+    return sum(cpu_seconds(server.process) for server in servers)
 
 
 @contextmanager

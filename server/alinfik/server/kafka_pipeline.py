@@ -1,34 +1,34 @@
-"""The Kafka front door: a thread that keeps a session with the brokers until it is told to stop.
+"""The Kafka front door: keeps the Kafka process alive and gives its batches to the engine.
 
-Comes in: settings and a registry. Goes out: nothing but metrics and log lines; the work is the
-session's. A broker that is not there, or goes away, is asked again; gRPC never notices.
+Comes in: settings and a registry. Goes out: metrics, log lines, and a process that has ended. What
+the process says decides what is done; gRPC never notices whether it lives.
 """
 
 import asyncio
-import logging
+import multiprocessing
 import secrets
 import time
-from collections.abc import Sequence
-from concurrent.futures import Future
-from threading import Event, Thread
+from contextlib import suppress
+from multiprocessing.connection import Connection
+from multiprocessing.context import SpawnProcess
+from threading import Event, Lock, Thread
 
 import structlog
-from kafka.errors import KafkaError
 
-from alinfik.command import CommandError
-from alinfik.server.kafka_scoring import score_from_thread
-from alinfik.server.kafka_session import Session
+from alinfik.server.kafka_messages import Finished, FromProcess, Score, Stop, ToProcess
+from alinfik.server.kafka_process import run
+from alinfik.server.kafka_report import show
+from alinfik.server.kafka_scoring import BatchScoring
 from alinfik.server.metrics import KafkaMetrics
-from alinfik.server.records import DeadLetter
 from alinfik.server.registry import Registry
 from alinfik.server.settings import ServerSettings
-from alinfik.v1 import Sample, Valuation
 
 _log = structlog.get_logger()
 
-# A broker that is starting is there within seconds; one that is not coming is asked four times a
-# minute, which makes as many lines in the log.
-_RETRY_SECONDS = 1.0, 15.0
+# Not forked: a fork of a process with threads may hang.
+_SPAWN = multiprocessing.get_context("spawn")
+# Between two lives of a process that ends by itself, as for want of memory.
+_RESTART_SECONDS = 1.0
 # Of the time to stop, how much scoring may take; the rest is for the commit and for leaving.
 _SCORING_SHARE = 0.6
 
@@ -52,18 +52,16 @@ class KafkaPipeline:
     ) -> None:
         self._settings = settings
         self._metrics = metrics
-        self._score_on_loop = score_from_thread(registry, loop)
-        self._scoring: set[Future[list[Valuation | DeadLetter]]] = set()
+        self._loop = loop
+        self._registry = registry
         self._stopping = Event()
         # Names the transactions: of two servers with one name, the younger fences the elder.
         self._instance = settings.kafka_instance or secrets.token_hex(8)
+        self._life: _Life | None = None
         self._thread = Thread(target=self._run, name="kafka", daemon=True)
 
     def start(self) -> None:
         """Begin; returns at once, whether or not there is a broker."""
-        # kafka-python logs every try of a lost broker five times over; what matters of it comes as
-        # an exception, and is said once by us.
-        logging.getLogger("kafka").setLevel(logging.CRITICAL)
         self._thread.start()
 
     def stop(self, timeout_seconds: float) -> bool:
@@ -76,32 +74,70 @@ class KafkaPipeline:
         """
         ends = time.monotonic() + timeout_seconds
         self._stopping.set()
+        if self._life:
+            self._life.tell(Stop())
         self._thread.join(timeout_seconds * _SCORING_SHARE)
-        for scoring in set(self._scoring):
-            scoring.cancel()
+        if self._life:
+            self._loop.call_soon_threadsafe(self._life.scoring.give_up)
         self._thread.join(max(0.0, ends - time.monotonic()))
-        return not self._thread.is_alive()
-
-    def _score(self, samples: Sequence[Sample]) -> Future[list[Valuation | DeadLetter]]:
-        scoring = self._score_on_loop(samples)
-        self._scoring.add(scoring)
-        scoring.add_done_callback(self._scoring.discard)
-        return scoring
+        in_time = not self._thread.is_alive()
+        if self._life and not in_time:
+            self._life.process.kill()
+            self._thread.join()
+        return in_time
 
     def _run(self) -> None:
-        first, longest = _RETRY_SECONDS
-        retry_seconds = first
         while not self._stopping.is_set():
-            begun = time.monotonic()
-            try:
-                with Session(self._settings, self._instance, self._score, self._metrics) as session:
-                    _log.info("kafka connected", brokers=self._settings.kafka_bootstrap)
-                    session.run(self._stopping)
-            except (KafkaError, CommandError) as error:
-                _log.warning("kafka not connected", error=str(error), retry_seconds=retry_seconds)
-            except Exception:  # noqa: BLE001 - a defect must not take gRPC along, nor be silent
-                _log.exception("kafka pipeline failed", retry_seconds=retry_seconds)
-            if time.monotonic() - begun > longest:
-                retry_seconds = first
-            self._stopping.wait(retry_seconds)
-            retry_seconds = min(2 * retry_seconds, longest)
+            self._life = life = _Life(self._settings, self._registry, self._instance)
+            if self._stopping.is_set():
+                # Since before there was anybody to be told.
+                life.tell(Stop())
+            life.listen(self._loop, self._metrics)
+            if not self._stopping.is_set():
+                self._metrics.lost()
+                _log.error("kafka process ended", exit_code=life.process.exitcode)
+                self._stopping.wait(_RESTART_SECONDS)
+
+
+class _Life:
+    """One process, the pipe to it, and the batches that it has given us.
+
+    Args:
+        settings: as for ``KafkaPipeline``.
+        registry: as for ``KafkaPipeline``.
+        instance: names the transactions.
+    """
+
+    def __init__(self, settings: ServerSettings, registry: Registry, instance: str) -> None:
+        self.scoring = BatchScoring(settings, registry, self.tell)
+        self._sending = Lock()
+        self._connection: Connection[ToProcess, FromProcess]
+        self._connection, theirs = _SPAWN.Pipe()
+        # The command's own class of settings is not to be found in another process.
+        plain = ServerSettings.model_construct(**dict(settings))
+        self.process: SpawnProcess = _SPAWN.Process(
+            target=run, args=(plain, instance, theirs), name="kafka", daemon=True
+        )
+        self.process.start()
+        theirs.close()
+
+    def tell(self, message: ToProcess) -> None:
+        """Send a message to the process, if it lives. Thread-safe."""
+        with self._sending, suppress(OSError):
+            self._connection.send(message)
+
+    def listen(self, loop: asyncio.AbstractEventLoop, metrics: KafkaMetrics) -> None:
+        """Do what the process says until it has ended."""
+        with suppress(EOFError, OSError):
+            while True:
+                match message := self._connection.recv():
+                    case Score():
+                        loop.call_soon_threadsafe(self.scoring.begin, message)
+                    case Finished():
+                        loop.call_soon_threadsafe(self.scoring.finish, message)
+                    case _:
+                        show(message, metrics)
+        with self._sending:
+            self._connection.close()
+        self.process.join()
+        loop.call_soon_threadsafe(self.scoring.drop)

@@ -1,48 +1,150 @@
-"""The pipeline's way into the engine: from its thread to the event loop and back.
+"""The Kafka process's batches in the server: from the pipe to the engine and back.
 
-Comes in: samples of one batch. Goes out: a future of one valuation or dead letter each. Knows
-nothing of Kafka's clients, offsets and transactions.
+Comes in: samples of a batch, and what became of it. Goes out: a valuation or a dead letter for
+each, and the batch's trace. Runs on the event loop, a piece of a batch at a time. Knows nothing of
+Kafka's clients, offsets and transactions.
 """
 
 import asyncio
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
+from dataclasses import dataclass
+from itertools import chain
 
-from alinfik.server.engine import ModelError, Outcome, Priority, Rejection
+import structlog
+
+from alinfik.server.engine import ModelError, NotRunningError, Outcome, Priority, Rejection
+from alinfik.server.kafka_messages import Finished, NotScored, Score, Scored
 from alinfik.server.records import DeadLetter
 from alinfik.server.registry import Registry
-from alinfik.server.tracing import traced
+from alinfik.server.settings import ServerSettings
+from alinfik.server.tracing import BatchSpan, batch_span, part_span, traced
 from alinfik.v1 import Sample, Valuation
+
+_log = structlog.get_logger()
 
 # A sample is at fault that fails alone so often: once may be a moment's shortage of memory.
 _TRIES = 3
 _PAUSE_SECONDS = 0.2
+# Samples that the engine is given at a time: about a millisecond of the event loop in each of its
+# turns, which is what a call waits that comes meanwhile.
+_PIECE = 64
+# How long the next piece waits for the one before it to be valued. Where a piece takes less, one at
+# a time keeps the engine busy; where it takes longer, the engine wants more to choose from.
+_PIECE_SECONDS = 0.05
+# How long a piece waits for interactive calls to be over: their turns of the event loop are to be
+# short ones. At the worst, then, ten pieces a second.
+_CALM_SECONDS = 0.1
 
-Score = Callable[[Sequence[Sample]], Future[list[Valuation | DeadLetter]]]
+
+@dataclass(frozen=True, slots=True)
+class _Batch:
+    span: BatchSpan
+    scoring: asyncio.Task[list[bytes | DeadLetter]]
+    committed: asyncio.Future[bool]
+    """False where it was dropped."""
 
 
-def score_from_thread(registry: Registry, loop: asyncio.AbstractEventLoop) -> Score:
-    """A function for a thread other than the loop's, which scores by the active bundle on it.
+class BatchScoring:
+    """Values batches by the active bundle, after interactive calls.
 
-    The future fails with ``NotRunningError`` while no engine is running, and with
-    ``ModelError`` where it values no plain text either. Cancelling it takes the samples from
-    the queue.
+    Args:
+        settings: for traces.
+        registry: has the engine.
+        answer: sends a message to the process; may block, and is called in a thread.
+
+    All methods are for the event loop.
     """
 
-    def score(samples: Sequence[Sample]) -> Future[list[Valuation | DeadLetter]]:
-        return asyncio.run_coroutine_threadsafe(traced("score", _value(registry, samples)), loop)
+    def __init__(
+        self,
+        settings: ServerSettings,
+        registry: Registry,
+        answer: Callable[[Scored | NotScored], None],
+    ) -> None:
+        self._settings = settings
+        self._registry = registry
+        self._answer = answer
+        self._batches: dict[int, _Batch] = {}
+        # One batch after the other, as they are committed.
+        self._feeding = asyncio.Lock()
+        self._following: set[asyncio.Task[None]] = set()
 
-    return score
+    def begin(self, message: Score) -> None:
+        """Value a batch and answer."""
+        span = batch_span(self._settings, message.records, message.parents)
+        with span.current():
+            scoring = asyncio.create_task(self._score(message.samples))
+            batch = _Batch(span, scoring, asyncio.get_running_loop().create_future())
+            self._batches[message.batch] = batch
+            following = asyncio.create_task(self._follow(message.batch, batch))
+        self._following.add(following)
+        following.add_done_callback(self._following.discard)
+
+    def finish(self, message: Finished) -> None:
+        """Take what is left of a batch from the queue, and end its trace."""
+        batch = self._batches.get(message.batch)
+        if batch and not batch.committed.done():
+            batch.scoring.cancel()
+            batch.committed.set_result(message.committed)
+
+    def give_up(self) -> None:
+        """Answer at once that what is not scored yet will not be."""
+        for batch in self._batches.values():
+            batch.scoring.cancel()
+
+    def drop(self) -> None:
+        """The process has ended, and nobody waits for any batch."""
+        for number in self._batches:
+            self.finish(Finished(number, committed=False))
+
+    async def _follow(self, number: int, batch: _Batch) -> None:
+        """Answer once a batch is scored, and go with it to its commit."""
+        try:
+            await self._answer_with(Scored(number, await batch.scoring, batch.span.headers))
+            with part_span("commit"):
+                await batch.committed
+        except asyncio.CancelledError:
+            # The scoring is; nobody cancels this task.
+            await self._answer_with(NotScored(number, ""))
+        except (ModelError, NotRunningError) as error:
+            await self._answer_with(NotScored(number, str(error)))
+        except Exception as error:  # noqa: BLE001 - a defect must not keep the batch for ever
+            _log.exception("kafka batch not scored")
+            await self._answer_with(NotScored(number, repr(error)))
+        del self._batches[number]
+        if batch.committed.done() and batch.committed.result():
+            batch.span.end()
+        else:
+            batch.span.drop()
+
+    async def _answer_with(self, answer: Scored | NotScored) -> None:
+        await asyncio.to_thread(self._answer, answer)
+
+    async def _score(self, samples: Sequence[bytes]) -> list[bytes | DeadLetter]:
+        """Value a batch by pieces, between which the event loop looks for calls."""
+        pieces: list[asyncio.Task[list[bytes | DeadLetter]]] = []
+        try:
+            async with self._feeding:
+                for begin in range(0, len(samples), _PIECE):
+                    await self._registry.calm(_CALM_SECONDS)
+                    piece = [Sample.FromString(one) for one in samples[begin : begin + _PIECE]]
+                    work = traced("score", _score_piece(self._registry, piece))
+                    pieces.append(asyncio.create_task(work))
+                    await asyncio.wait(pieces[-1:], timeout=_PIECE_SECONDS)
+            return list(chain.from_iterable(await asyncio.gather(*pieces)))
+        finally:
+            for task in pieces:
+                task.cancel()
 
 
-async def _value(registry: Registry, samples: Sequence[Sample]) -> list[Valuation | DeadLetter]:
+async def _score_piece(registry: Registry, samples: Sequence[Sample]) -> list[bytes | DeadLetter]:
     try:
-        outcomes: Sequence[Outcome | ModelError] = await _score(registry, samples)
+        outcomes: Sequence[Outcome | ModelError] = await _score_together(registry, samples)
     except ModelError:
-        # One sample that the model chokes on fails its batch, and must neither stop its partition
-        # nor take the others along.
+        # One sample that the model chokes on fails all, and must neither stop its partition nor
+        # take the others along.
         outcomes = await _score_each(registry, samples)
-    return [_dead_letter(outcome) for outcome in outcomes]
+    return [_serialised(outcome) for outcome in outcomes]
 
 
 async def _score_each(registry: Registry, samples: Sequence[Sample]) -> list[Outcome | ModelError]:
@@ -64,23 +166,23 @@ async def _score_each(registry: Registry, samples: Sequence[Sample]) -> list[Out
     return outcomes
 
 
-async def _score(registry: Registry, samples: Sequence[Sample]) -> list[Outcome]:
-    scored = await registry.score(samples, priority=Priority.STREAM, source="kafka", wait=True)
-    return scored.outcomes
-
-
 async def _score_alone(registry: Registry, sample: Sample) -> Outcome | ModelError:
     try:
-        return (await _score(registry, [sample]))[0]
+        return (await _score_together(registry, [sample]))[0]
     except ModelError as fault:
         return fault
 
 
-def _dead_letter(outcome: Outcome | ModelError) -> Valuation | DeadLetter:
+async def _score_together(registry: Registry, samples: Sequence[Sample]) -> list[Outcome]:
+    scored = await registry.score(samples, priority=Priority.STREAM, source="kafka", wait=True)
+    return scored.outcomes
+
+
+def _serialised(outcome: Outcome | ModelError) -> bytes | DeadLetter:
     match outcome:
-        case ModelError():
-            return DeadLetter("model_failed", str(outcome))
+        case Valuation():
+            return outcome.SerializeToString()
         case Rejection():
             return DeadLetter(outcome.reason, f"{outcome.field} {outcome.message}")
-        case _:
-            return outcome
+        case ModelError():
+            return DeadLetter("model_failed", str(outcome))

@@ -11,11 +11,10 @@ a failure the consumer goes back to the offsets that the broker has, not to reme
 import random
 import time
 from collections import deque
-from collections.abc import Sequence
-from concurrent.futures import CancelledError, Future, wait
-from contextlib import nullcontext, suppress
+from collections.abc import Iterator, Sequence
+from concurrent.futures import wait
+from contextlib import suppress
 from dataclasses import dataclass
-from threading import Event
 from types import TracebackType
 from typing import Self
 
@@ -24,16 +23,17 @@ from kafka.errors import KafkaError, NoOffsetForPartitionError, OffsetOutOfRange
 from kafka.structs import ConsumerGroupMetadata, OffsetAndMetadata, TopicPartition
 
 from alinfik.command import CommandError
-from alinfik.server.engine import ModelError, NotRunningError
 from alinfik.server.kafka_commit import Outgoing, open_committer
 from alinfik.server.kafka_io import CONNECT_MS, largest_records, open_consumer
 from alinfik.server.kafka_lag import LagWatch
+from alinfik.server.kafka_link import Link, NotScoredError, Scoring, StoppedError
 from alinfik.server.kafka_pace import Pace
-from alinfik.server.kafka_scoring import Score
 from alinfik.server.kafka_start import Starts
 from alinfik.server.metrics import KafkaMetrics
 from alinfik.server.records import (
+    TRACEPARENT,
     DeadLetter,
+    Headers,
     OutgoingRecord,
     SourceRecord,
     dead_letter_record,
@@ -42,7 +42,6 @@ from alinfik.server.records import (
     valuation_record,
 )
 from alinfik.server.settings import ServerSettings
-from alinfik.server.tracing import BatchSpan, batch_span, part_span
 from alinfik.v1 import Sample, Valuation
 
 _log = structlog.get_logger()
@@ -77,19 +76,23 @@ class _Batch:
     records: Sequence[SourceRecord]
     """Per partition in the order of their offsets."""
     parsed: Sequence[Sample | DeadLetter]
-    scoring: Future[list[Valuation | DeadLetter]]
-    """One outcome for each sample in ``parsed``."""
+    scoring: Scoring
+    """Of the samples in ``parsed``."""
     member: ConsumerGroupMetadata
     """Who we were to the group when it gave us these records."""
-    span: BatchSpan
-
     fetched: float
     """On the monotonic clock."""
 
-    def outcomes(self) -> list[Valuation | DeadLetter]:
+    def outcomes(self) -> Iterator[Valuation | DeadLetter]:
         """One for each record; waits for the engine."""
-        scored = iter(self.scoring.result())
-        return [next(scored) if isinstance(p, Sample) else p for p in self.parsed]
+        scored = iter(self.scoring.scored.result().outcomes)
+        for parsed in self.parsed:
+            outcome = next(scored) if isinstance(parsed, Sample) else parsed
+            yield Valuation.FromString(outcome) if isinstance(outcome, bytes) else outcome
+
+    def headers(self) -> Headers:
+        """Of outgoing records; waits for the engine."""
+        return self.scoring.scored.result().headers
 
 
 class Session:
@@ -98,7 +101,7 @@ class Session:
     Args:
         settings: topics, group and brokers.
         instance: name of this server within the group.
-        score: the way into the engine.
+        link: the way to the engine.
         metrics: where to count.
 
     Raises:
@@ -107,10 +110,10 @@ class Session:
     """
 
     def __init__(
-        self, settings: ServerSettings, instance: str, score: Score, metrics: KafkaMetrics
+        self, settings: ServerSettings, instance: str, link: Link, metrics: KafkaMetrics
     ) -> None:
         self._settings = settings
-        self._score = score
+        self._link = link
         self._metrics = metrics
         self._in_flight: deque[_Batch] = deque()
         self._consumer = open_consumer(settings)
@@ -139,44 +142,44 @@ class Session:
     ) -> None:
         """Leave the group at once, so that the others have our partitions; drop what is open."""
         for batch in self._in_flight:
-            batch.scoring.cancel()
-            batch.span.drop()
+            self._link.finish(batch.scoring, committed=False)
         self._lag.close()
         self._committer.close()
         self._consumer.leave()
 
-    def run(self, stopping: Event) -> None:
-        """Work until ``stopping``, then finish what is in flight; cancelled scoring is dropped.
+    def run(self) -> None:
+        """Work until told to stop, then finish what is in flight, if there is time to value it.
 
         Raises:
             KafkaError: the broker does not answer; a new session may find it back.
         """
+        stopping = self._link.stopping
         first, longest = _RETRY_SECONDS
         retry_seconds = first
         while self._in_flight or not stopping.is_set():
             try:
-                if self._take_turn(stopping):
+                if self._take_turn():
                     retry_seconds = first
-            except CancelledError:
+            except StoppedError:
                 return
-            except (KafkaError, ModelError, NotRunningError) as error:
-                with self._in_flight[0].span.current() if self._in_flight else nullcontext():
-                    _log.warning(
-                        "kafka failed, reading again from what is committed", error=_describe(error)
-                    )
+            except (KafkaError, NotScoredError) as error:
+                _log.warning(
+                    "kafka failed, reading again from what is committed", error=_describe(error)
+                )
                 self._roll_back()
                 # Not in step with another server, or each would spoil the other's try for ever.
                 stopping.wait(retry_seconds * random.uniform(0.5, 1.5))  # noqa: S311 - no secret
                 retry_seconds = min(2 * retry_seconds, longest)
 
-    def _take_turn(self, stopping: Event) -> bool:
+    def _take_turn(self) -> bool:
         """Fetch a batch if there is room for it, else commit one; say whether one was committed."""
+        stopping = self._link.stopping.is_set()
         self._lag.update()
         rebalancing = self._consumer.must_join()
         if not rebalancing:
             self._joining_since = None
         room = (1 if rebalancing else _IN_FLIGHT) - len(self._in_flight)
-        if room > 0 and not stopping.is_set():
+        if room > 0 and not stopping:
             patience_ms = 0 if self._in_flight else _JOIN_MS if rebalancing else _IDLE_MS
             batch = self._fetch(patience_ms)
             if batch is not None:
@@ -187,18 +190,16 @@ class Session:
         if not self._in_flight:
             return False
         batch = self._in_flight[0]
-        may_fetch = room > 0 and not rebalancing and not stopping.is_set()
-        if not wait([batch.scoring], _LOOK_SECONDS if may_fetch else _FULL_SECONDS).done:
+        may_fetch = room > 0 and not rebalancing and not stopping
+        if not wait([batch.scoring.scored], _LOOK_SECONDS if may_fetch else _FULL_SECONDS).done:
             if rebalancing:
                 self._check_rebalance()
             elif not may_fetch:
                 self._stay_member()
             return False
-        outcomes = batch.outcomes()
-        with batch.span.current(), part_span("commit"):
-            self._commit(batch, outcomes)
-        batch.span.end()
+        self._commit(batch, list(batch.outcomes()))
         self._in_flight.popleft()
+        self._link.finish(batch.scoring, committed=True)
         return True
 
     def _check_rebalance(self) -> None:
@@ -237,10 +238,8 @@ class Session:
         records = [record for partition in polled.values() for record in partition]
         parsed = [parse_sample(record) for record in records]
         samples = [sample for sample in parsed if isinstance(sample, Sample)]
-        span = batch_span(self._settings, records)
-        with span.current():
-            scoring = self._score(samples)
-        return _Batch(records, parsed, scoring, member, span, time.monotonic())
+        scoring = self._link.score(samples, len(records), _traces(records))
+        return _Batch(records, parsed, scoring, member, time.monotonic())
 
     def _commit_passed(self) -> None:
         """Commit offsets that hold nothing to value, as at the end of a transactional input."""
@@ -259,10 +258,11 @@ class Session:
         begun = time.monotonic()
         topics = self._settings.kafka_output, self._settings.kafka_dead_letters
         counts = {topic: self._committer.partition_count(topic) for topic in topics}
+        headers = batch.headers()
         outgoing: list[Outgoing] = []
         offsets: dict[TopicPartition, OffsetAndMetadata] = {}
         for source, outcome in zip(batch.records, outcomes, strict=True):
-            topic, record = self._outgoing(source, outcome, batch.span)
+            topic, record = self._outgoing(source, outcome, headers)
             outgoing.append(Outgoing(topic, source.partition % counts[topic], record))
             here = TopicPartition(source.topic, source.partition)
             offsets[here] = OffsetAndMetadata(source.offset + 1, "", -1)
@@ -274,18 +274,18 @@ class Session:
         self._lag.committed({partition: offset.offset for partition, offset in offsets.items()})
 
     def _outgoing(
-        self, source: SourceRecord, outcome: Valuation | DeadLetter, span: BatchSpan
+        self, source: SourceRecord, outcome: Valuation | DeadLetter, headers: Headers
     ) -> tuple[str, OutgoingRecord]:
         """The topic and the record of an outcome."""
         valuations, dead_letters = self._settings.kafka_output, self._settings.kafka_dead_letters
         if isinstance(outcome, Valuation):
             form = self._settings.kafka_valuation_format
-            record = valuation_record(outcome, source, form, span.headers)
+            record = valuation_record(outcome, source, form, headers)
             if fits(record, self._largest[valuations]):
                 return valuations, record
             error = f"its valuation, with the key, is more than topic {valuations} takes"
             outcome = DeadLetter("too_large", error)
-        letter = dead_letter_record(outcome, source, self._largest[dead_letters], span.headers)
+        letter = dead_letter_record(outcome, source, self._largest[dead_letters], headers)
         return dead_letters, letter
 
     def _count(
@@ -310,8 +310,7 @@ class Session:
             self._metrics.transactions.labels("aborted").inc()
         first: dict[TopicPartition, int] = {}
         for batch in self._in_flight:
-            batch.scoring.cancel()
-            batch.span.drop()
+            self._link.finish(batch.scoring, committed=False)
             for record in batch.records:
                 first.setdefault(TopicPartition(record.topic, record.partition), record.offset)
         self._in_flight.clear()
@@ -322,6 +321,17 @@ class Session:
             # A rebalance may take the partition away just now, and its new owner starts there too.
             with suppress(ValueError):
                 self._consumer.seek(partition, start)
+
+
+def _traces(records: Sequence[SourceRecord]) -> list[bytes]:
+    """Those that the records come from, each once."""
+    named = (
+        value
+        for record in records
+        for name, value in record.headers
+        if name == TRACEPARENT and value
+    )
+    return list(dict.fromkeys(named))
 
 
 # The coordinator answers a fenced producer by the one, a partition's leader by the other.

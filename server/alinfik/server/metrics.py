@@ -206,3 +206,9 @@ class KafkaMetrics:
             ["reason"],
             registry=registry,
         )
+
+    def lost(self) -> None:
+        """Speak for no partition: whoever did is no more."""
+        self.connected.set(0)
+        self.assigned.set(0)
+        self.lag.clear()

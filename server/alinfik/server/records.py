@@ -28,6 +28,8 @@ _VALUATION_PROTOBUF = f"{PROTOBUF}; proto={Valuation.DESCRIPTOR.full_name}"
 ValuationFormat = Literal["json", "protobuf"]
 
 ATTEMPT = "alinfik-attempt"
+TRACEPARENT = "traceparent"
+"""Names the trace that a record comes from, as W3C Trace Context has it."""
 
 Headers = list[tuple[str, bytes]]
 _FIELDS = tuple(Sample.DESCRIPTOR.fields_by_name)

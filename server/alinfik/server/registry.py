@@ -7,7 +7,7 @@ bundle goes once no call is left in it. Knows nothing of gRPC, Kafka and where b
 
 import asyncio
 from collections.abc import Generator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
 import structlog
@@ -54,6 +54,9 @@ class Registry:
         self._active = ""
         self._shadow: Shadow | None = None
         self._changing = asyncio.Lock()
+        self._interactive = 0
+        self._calm = asyncio.Event()
+        self._calm.set()
 
     @property
     def active_id(self) -> str:
@@ -175,12 +178,33 @@ class Registry:
         """
         with self.use(bundle_id) as engine:
             _check_targets(targets, engine.bundle)
-            scored = await engine.score(
-                samples, priority=priority, source=source, wait=wait, deadline=deadline
-            )
+            with self._counted(priority):
+                scored = await engine.score(
+                    samples, priority=priority, source=source, wait=wait, deadline=deadline
+                )
         if self._shadow and not bundle_id:
             self._shadow.compare(samples, scored.outcomes)
         return scored
+
+    async def calm(self, seconds: float) -> None:
+        """Wait until no interactive samples are being valued, ``seconds`` at most."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._calm.wait()
+
+    @contextmanager
+    def _counted(self, priority: Priority) -> Generator[None]:
+        if priority != Priority.INTERACTIVE:
+            yield
+            return
+        self._interactive += 1
+        self._calm.clear()
+        try:
+            yield
+        finally:
+            self._interactive -= 1
+            if not self._interactive:
+                self._calm.set()
 
     async def try_model(self) -> None:
         """Run the active bundle's model on plain texts, as ``Engine.try_model`` does.

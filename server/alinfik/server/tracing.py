@@ -8,10 +8,11 @@ once. Knows nothing of samples: no text, id or provider gets into a span.
 
 import logging
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from importlib import import_module
 from importlib.metadata import version
+from itertools import islice
 from threading import Thread
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -21,20 +22,19 @@ from structlog.contextvars import bound_contextvars
 
 from alinfik.command import CommandError
 from alinfik.server.call import Clock
-from alinfik.server.records import Headers, SourceRecord
+from alinfik.server.records import TRACEPARENT, Headers
 from alinfik.server.settings import ServerSettings
 from alinfik.v1 import bundle_service_pb2, valuation_service_pb2
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace.export import SpanExporter
-    from opentelemetry.trace import Span, Tracer
+    from opentelemetry.trace import Span, SpanContext, Tracer
 
 Request = TypeVar("Request")
 Answer = TypeVar("Answer")
 
-_TRACEPARENT = "traceparent"
 # What W3C Trace Context has a caller send.
-_PROPAGATED = (_TRACEPARENT, "tracestate")
+_PROPAGATED = (TRACEPARENT, "tracestate")
 # Those that OpenTelemetry counts as the server's fault; any other is the caller's doing, or its
 # wish, and no error of the span.
 _FAULTS = frozenset(
@@ -318,8 +318,14 @@ class BatchSpan:
 _UNTRACED = BatchSpan()
 
 
-def batch_span(settings: ServerSettings, records: Sequence[SourceRecord]) -> BatchSpan:
-    """The span of ``records``: a trace of its own, linked to those that the records come from."""
+def batch_span(settings: ServerSettings, records: int, parents: Iterable[bytes]) -> BatchSpan:
+    """The span of a batch of ``records``: a trace of its own, linked to those of its ``parents``.
+
+    Args:
+        settings: the input topic and the group.
+        records: how many.
+        parents: the ``traceparent`` of each trace that records come from; some may be none.
+    """
     if (tracer := _tracer) is None:
         return _UNTRACED
     from opentelemetry.context import Context
@@ -335,31 +341,25 @@ def batch_span(settings: ServerSettings, records: Sequence[SourceRecord]) -> Bat
             "messaging.operation.type": "process",
             "messaging.destination.name": settings.kafka_input,
             "messaging.consumer.group.name": settings.kafka_group,
-            "messaging.batch.message_count": len(records),
+            "messaging.batch.message_count": records,
         },
     )
     if span.is_recording():
-        _link(span, records)
+        for source in islice(_contexts(parents), MOST_LINKS):
+            span.add_link(source)
     return BatchSpan(span)
 
 
-def _link(span: "Span", records: Sequence[SourceRecord]) -> None:
+def _contexts(parents: Iterable[bytes]) -> "Iterator[SpanContext]":
     from opentelemetry.trace import get_current_span
     from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
     propagator = TraceContextTextMapPropagator()
-    linked: set[bytes] = set()
-    for record in records:
-        for name, value in record.headers:
-            if name != _TRACEPARENT or not value or value in linked:
-                continue
-            parent = propagator.extract({_TRACEPARENT: value.decode("ascii", "replace")})
-            source = get_current_span(parent).get_span_context()
-            if source.is_valid:
-                linked.add(value)
-                span.add_link(source)
-                if len(linked) == MOST_LINKS:
-                    return
+    for parent in parents:
+        found = propagator.extract({TRACEPARENT: parent.decode("ascii", "replace")})
+        context = get_current_span(found).get_span_context()
+        if context.is_valid:
+            yield context
 
 
 @contextmanager
