@@ -1,16 +1,19 @@
 """What faults leave behind: nothing lost, nothing doubled, and a log that says what happened."""
 
 import json
+import multiprocessing
 import signal
 import threading
 from contextlib import ExitStack
 
+import psutil
 import pytest
 from structlog.testing import capture_logs
 
 from alinfik.server.kafka_io import NotThereError, open_consumer, open_producer
 from tests.kafka.conftest import apache_kafka
 from tests.kafka.streams import (
+    WAIT_SECONDS,
     Deadline,
     Sent,
     Stream,
@@ -52,6 +55,37 @@ def test_killed_and_stopped_servers_lose_and_double_nothing(stream, tiny_bundle)
     assert source_offsets(read(stream.broker, stream.valuations)) == {
         p: list(range(total // stream.partitions)) for p in range(stream.partitions)
     }
+
+
+def test_the_kafka_process_is_started_again_and_loses_and_doubles_nothing(stream, tiny_bundle):
+    settings = stream.settings(tiny_bundle, kafka_instance="pod-0", kafka_batch_records=64)
+    total = 12_000
+    send(stream.broker, stream.samples, samples(total, stream.partitions))
+    with capture_logs() as logs, running(settings) as server:
+        read(stream.broker, stream.valuations, 1_000)
+        (process,) = (p for p in multiprocessing.active_children() if p.name == "kafka")
+        process.kill()
+        wait_for_log(logs, "kafka process ended")
+        assert server.metric("alinfik_kafka_connected") == 0
+        killed_at = len(read(stream.broker, stream.valuations))
+        read(stream.broker, stream.valuations, total)
+        transactions = server.metric("alinfik_kafka_transactions_total", outcome="committed")
+    assert killed_at < total, "the fault came too late to prove anything"
+    assert transactions >= total / 64, "what the first process counted is forgotten"
+    assert source_offsets(read(stream.broker, stream.valuations)) == {
+        p: list(range(total // stream.partitions)) for p in range(stream.partitions)
+    }
+
+
+def test_a_server_that_is_killed_takes_its_kafka_process_along(stream, tiny_bundle):
+    send(stream.broker, stream.samples, samples(3, stream.partitions))
+    with running_server(tiny_bundle, *flags(stream.settings(tiny_bundle))) as server:
+        read(stream.broker, stream.valuations, 3)
+        children = psutil.Process(server.process.pid).children()
+        assert children
+        server.process.kill()
+        _, alive = psutil.wait_procs(children, WAIT_SECONDS)
+    assert not alive
 
 
 def test_records_of_a_partition_that_the_input_gained_are_valued_too(stream, tiny_bundle):
