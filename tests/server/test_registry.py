@@ -270,20 +270,23 @@ def test_a_watched_root_puts_its_newest_bundle_in_service(
     asyncio.run(main())
 
 
-async def test_calm_is_when_no_interactive_sample_is_being_valued(slow_bundle: Path) -> None:
-    async with registry_of(slow_bundle) as (registry, _):
-        loop = asyncio.get_running_loop()
-        in_stream = asyncio.create_task(
-            registry.score([CLIPS], priority=Priority.STREAM, source="kafka", wait=True)
-        )
-        await asyncio.sleep(0)
-        await asyncio.wait_for(registry.calm(60), 1)
-        calls = [asyncio.create_task(value(registry, Sample(completion=text))) for text in "ab"]
-        await asyncio.sleep(0)
-        begun = loop.time()
-        await registry.calm(0.01)
-        assert loop.time() - begun >= 0.01
-        assert not any(call.done() for call in calls)
-        await registry.calm(60)
-        assert all(call.done() for call in calls)
-        await in_stream
+def test_calm_is_when_no_interactive_sample_is_being_valued(slow_bundle: Path) -> None:
+    async def scenario() -> None:
+        async with registry_of(slow_bundle) as (registry, _):
+            loop = asyncio.get_running_loop()
+            in_stream = asyncio.create_task(
+                registry.score([CLIPS], priority=Priority.STREAM, source="kafka", wait=True)
+            )
+            await asyncio.sleep(0)
+            await asyncio.wait_for(registry.calm(60), 1)
+            calls = [asyncio.create_task(value(registry, Sample(completion=text))) for text in "ab"]
+            await asyncio.sleep(0)
+            begun = loop.time()
+            await registry.calm(0.01)
+            assert loop.time() - begun >= 0.01
+            assert not any(call.done() for call in calls)
+            await registry.calm(60)
+            assert all(call.done() for call in calls)
+            await in_stream
+
+    asyncio.run(scenario())
