@@ -92,7 +92,10 @@ class KafkaPipeline:
             if self._stopping.is_set():
                 # Since before there was anybody to be told.
                 life.tell(Stop())
-            life.listen(self._loop, self._metrics)
+            try:
+                life.listen(self._loop, self._metrics)
+            except Exception:  # noqa: BLE001 - a defect must end no stream, nor be silent
+                _log.exception("kafka pipeline failed")
             if not self._stopping.is_set():
                 self._metrics.lost()
                 _log.error("kafka process ended", exit_code=life.process.exitcode)
@@ -128,16 +131,19 @@ class _Life:
 
     def listen(self, loop: asyncio.AbstractEventLoop, metrics: KafkaMetrics) -> None:
         """Do what the process says until it has ended."""
-        with suppress(EOFError, OSError):
-            while True:
-                match message := self._connection.recv():
-                    case Score():
-                        loop.call_soon_threadsafe(self.scoring.begin, message)
-                    case Finished():
-                        loop.call_soon_threadsafe(self.scoring.finish, message)
-                    case _:
-                        show(message, metrics)
-        with self._sending:
-            self._connection.close()
-        self.process.join()
-        loop.call_soon_threadsafe(self.scoring.drop)
+        try:
+            with suppress(EOFError, OSError):
+                while True:
+                    match message := self._connection.recv():
+                        case Score():
+                            loop.call_soon_threadsafe(self.scoring.begin, message)
+                        case Finished():
+                            loop.call_soon_threadsafe(self.scoring.finish, message)
+                        case _:
+                            show(message, metrics)
+        finally:
+            # It ends, if it has not, once nobody listens.
+            with self._sending:
+                self._connection.close()
+            self.process.join()
+            loop.call_soon_threadsafe(self.scoring.drop)
