@@ -13,7 +13,7 @@ COPY clients clients
 # The wheel has four roots; this image needs none of what is in the fourth.
 RUN mkdir -p distill/alinfik
 RUN --mount=type=cache,target=/root/.cache/pip \
-    /opt/alinfik/bin/pip install --constraint constraints.txt '.[server]'
+    /opt/alinfik/bin/pip install --constraint constraints.txt '.[server,traces]'
 
 FROM python:3.11.13-slim-bookworm
 RUN useradd --uid 10001 --no-create-home --shell /usr/sbin/nologin alinfik

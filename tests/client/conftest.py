@@ -1,8 +1,15 @@
+import io
+import json
+import sys
+
 import grpc
 import pytest
 import trustme
 
+from alinfik.client.__main__ import Alinfik
+from alinfik.command import run
 from tests.client.both import Asyncio, Blocking
+from tests.client.command import Done
 from tests.client.odd_server import odd_server, seeing
 
 
@@ -49,3 +56,27 @@ def tls_server(tls_files):
         return odd_server(*seeing([] if seen is None else seen), credentials=credentials)
 
     return tls_server
+
+
+@pytest.fixture
+def alinfik(capsys, monkeypatch):
+    """Runs the command in this process, which saves a second a time."""
+
+    def alinfik(*arguments, stdin=""):
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin.encode())))
+        with pytest.raises(SystemExit) as exit_:
+            run(Alinfik, [str(argument) for argument in arguments])
+        return Done(exit_.value.code, *capsys.readouterr())
+
+    return alinfik
+
+
+@pytest.fixture
+def pool(tmp_path):
+    def pool(*rows):
+        path = tmp_path / "pool.jsonl"
+        lines = (row if isinstance(row, str) else json.dumps(row) for row in rows)
+        path.write_text("".join(line + "\n" for line in lines))
+        return path
+
+    return pool

@@ -1,83 +1,31 @@
 import asyncio
-import os
-import shutil
 import time
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
 from pathlib import Path
 
 import numpy as np
-import onnx
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 
-from alinfik.server.bundle import BundleError, load_bundle
-from alinfik.server.device import find_device
-from alinfik.server.engine import Engine, ModelError, NotRunningError, Outcome, Priority, QueueFull
+from alinfik.server.bundle import load_bundle
+from alinfik.server.engine import Engine, ModelError, NotRunningError, Priority, QueueFull
 from alinfik.server.metrics import Metrics
 from alinfik.server.rejection import Rejection
 from alinfik.server.settings import ServerSettings
 from alinfik.v1 import Sample, Valuation
-from tests.tiny_bundle import expected_values, read_manifest, write_manifest, write_tiny_bundle
-
-CLIPS = Sample(id="clips", provider="p", prompt="How many?", completion="72 clips")
-INTERACTIVE = {"priority": Priority.INTERACTIVE, "source": "grpc", "wait": False}
-
-
-@asynccontextmanager
-async def engine_of(
-    bundle: Path, **flags: object
-) -> AsyncIterator[tuple[Engine, CollectorRegistry]]:
-    registry = CollectorRegistry()
-    # One worker, since what waits behind one batch is what most of these tests are about.
-    server_settings = ServerSettings(bundle=bundle, **{"workers": 1} | flags)
-    async with Engine(load_bundle(bundle), server_settings, Metrics(registry)) as engine:
-        yield engine, registry
-
-
-async def score(
-    engine: Engine,
-    *samples: Sample,
-    priority: Priority = Priority.INTERACTIVE,
-    wait: bool = False,
-    deadline: float | None = None,
-) -> list[Outcome]:
-    scored = await engine.score(
-        samples, priority=priority, source="grpc", wait=wait, deadline=deadline
-    )
-    return scored.outcomes
-
-
-def texts_of(count: int) -> list[Sample]:
-    """Samples of as many texts, since one text is valued once."""
-    return [Sample(id=str(n), completion=f"{n} clips") for n in range(count)]
-
-
-async def in_model(registry: CollectorRegistry) -> None:
-    """Wait until a batch is in the model."""
-    while registry.get_sample_value("alinfik_workers_busy") != 1:
-        await asyncio.sleep(0.001)
-
-
-async def queued(registry: CollectorRegistry, samples: int) -> None:
-    """Wait until so many samples are queued, behind a batch that is in the model."""
-    while registry.get_sample_value(
-        "alinfik_queue_samples"
-    ) != samples or not registry.get_sample_value("alinfik_queue_tokens"):
-        await asyncio.sleep(0.001)
-
-
-def values(outcomes: Sequence[Outcome]) -> list[list[float]]:
-    return [
-        [v.value for v in outcome.values] for outcome in outcomes if isinstance(outcome, Valuation)
-    ]
-
-
-def seen_by_model(registry: CollectorRegistry) -> float:
-    return registry.get_sample_value("alinfik_batch_samples_sum") or 0
-
+from tests.server.engines import (
+    CLIPS,
+    INTERACTIVE,
+    engine_of,
+    in_model,
+    queued,
+    score,
+    seen_by_model,
+    texts_of,
+    values,
+)
+from tests.tiny_bundle import expected_values, read_manifest
 
 texts = st.one_of(st.text(max_size=60), st.sampled_from(["She sold 48 clips. " * 20, "outlandish"]))
 
@@ -277,88 +225,6 @@ def test_stopping_ends_every_call_that_is_queued_or_waits_for_room(slow_bundle: 
     asyncio.run(main())
 
 
-def shared(registry: CollectorRegistry) -> float | None:
-    return registry.get_sample_value("alinfik_shared_samples_total")
-
-
-def test_one_text_goes_to_the_model_once_and_each_sample_keeps_its_name(slow_bundle: Path) -> None:
-    async def main() -> None:
-        async with engine_of(slow_bundle) as (engine, registry):
-            text = {"prompt": "How many?", "completion": "72 clips"}
-            first = Sample(id="1", provider="a", **text)
-            in_flight = Sample(id="2", provider="b", **text)
-            later = Sample(id="3", provider="c", **text)
-            other = Sample(id="4", prompt="How many?72", completion=" clips")
-            together = await asyncio.gather(
-                score(engine, first, in_flight, other), score(engine, in_flight)
-            )
-            outcomes = [*together[0], *together[1], *await score(engine, later)]
-            assert seen_by_model(registry) == 2
-            assert shared(registry) == 3
-            names = [(v.sample_id, v.provider) for v in outcomes if isinstance(v, Valuation)]
-            assert names == [("1", "a"), ("2", "b"), ("4", ""), ("2", "b"), ("3", "c")]
-            assert values(outcomes)[0] == values(outcomes)[1] == values(outcomes)[4]
-            assert values(outcomes)[0] != values(outcomes)[2]
-
-    asyncio.run(main())
-
-
-def test_who_goes_leaves_the_text_to_those_who_stay(slow_bundle: Path) -> None:
-    async def main() -> None:
-        async with engine_of(slow_bundle) as (engine, registry):
-            running = asyncio.create_task(score(engine, *texts_of(1)))
-            await in_model(registry)
-            goes = asyncio.create_task(score(engine, CLIPS))
-            await queued(registry, 1)
-            stays = asyncio.create_task(score(engine, CLIPS))
-            await asyncio.sleep(0.05)
-            goes.cancel()
-            expected, _ = expected_values(slow_bundle, CLIPS)
-            np.testing.assert_allclose(values(await stays), [expected], rtol=1e-5, atol=1e-5)
-            await running
-            assert registry.get_sample_value("alinfik_queue_samples") == 0
-
-    asyncio.run(main())
-
-
-def test_a_text_of_a_stream_goes_first_once_a_caller_waits_for_it(slow_bundle: Path) -> None:
-    async def main() -> None:
-        async with engine_of(slow_bundle, batch_tokens=1) as (engine, registry):
-            running, other, wanted = texts_of(3)
-            ends: list[str] = []
-
-            async def call(name: str, sample: Sample, priority: Priority) -> None:
-                await score(engine, sample, priority=priority)
-                ends.append(name)
-
-            async with asyncio.TaskGroup() as group:
-                group.create_task(call("running", running, Priority.STREAM))
-                await in_model(registry)
-                group.create_task(call("other", other, Priority.STREAM))
-                await queued(registry, 1)
-                group.create_task(call("stream", wanted, Priority.STREAM))
-                await queued(registry, 2)
-                group.create_task(call("interactive", wanted, Priority.INTERACTIVE))
-            assert ends == ["running", "stream", "interactive", "other"]
-
-    asyncio.run(main())
-
-
-def test_a_cache_keeps_what_was_used_last(tiny_bundle: Path) -> None:
-    async def main() -> None:
-        async with engine_of(tiny_bundle, cache_samples=2) as (engine, registry):
-            one, two, three = texts_of(3)
-            for sample, known in ((one, 0), (two, 0), (one, 1), (three, 1), (one, 2), (two, 2)):
-                await score(engine, sample)
-                assert shared(registry) == known
-        async with engine_of(tiny_bundle, cache_samples=0) as (engine, registry):
-            await score(engine, one)
-            await score(engine, one)
-            assert shared(registry) == 0
-
-    asyncio.run(main())
-
-
 def test_a_call_says_where_its_time_went(slow_bundle: Path) -> None:
     async def main() -> None:
         async with engine_of(slow_bundle) as (engine, registry):
@@ -384,79 +250,3 @@ def test_a_call_says_where_its_time_went(slow_bundle: Path) -> None:
             await running
 
     asyncio.run(main())
-
-
-def test_workers_are_chosen_by_measurement_unless_they_are_set(tiny_bundle: Path) -> None:
-    async def workers(**flags: object) -> int:
-        async with engine_of(tiny_bundle, **flags) as (engine, _):
-            assert engine.warm.tokens_per_second > 0
-            return engine.warm.workers
-
-    assert asyncio.run(workers(workers=3)) == 3
-    assert asyncio.run(workers(workers=None, threads_per_worker=1)) == os.cpu_count()
-    assert 1 <= asyncio.run(workers(workers=None)) <= (os.cpu_count() or 1)
-
-
-def test_two_workers_give_the_values_of_one(tiny_bundle: Path) -> None:
-    samples = [Sample(id=str(n), completion="She sold clips " * (n + 1)) for n in range(40)]
-
-    async def scored(workers: int) -> list[list[float]]:
-        async with engine_of(tiny_bundle, workers=workers, batch_tokens=100) as (engine, _):
-            return values(await score(engine, *samples))
-
-    np.testing.assert_allclose(asyncio.run(scored(2)), asyncio.run(scored(1)), rtol=1e-5)
-
-
-def test_a_model_that_is_no_proxy_is_refused(tmp_path: Path) -> None:
-    def refusal(name: str, spoil: object) -> str:
-        bundle = write_tiny_bundle(tmp_path / name)
-        model = onnx.load(str(bundle / "model.onnx"))
-        spoil(model)
-        onnx.save(model, str(bundle / "model.onnx"))
-        write_manifest(bundle, read_manifest(bundle))
-
-        async def main() -> None:
-            async with engine_of(bundle):
-                pass
-
-        with pytest.raises(BundleError) as caught:
-            asyncio.run(main())
-        return str(caught.value)
-
-    assert "gives ['lower', 'upper', 'value'];" in refusal("no_ood", lambda m: m.graph.output.pop())
-
-    def forget_tokens(model: onnx.ModelProto) -> None:
-        embedding = next(one for one in model.graph.initializer if one.name == "embedding")
-        some = onnx.numpy_helper.to_array(embedding)[:50]
-        embedding.CopyFrom(onnx.numpy_helper.from_array(some, "embedding"))
-
-    assert "fails on its first batch" in refusal("small", forget_tokens)
-
-    def one_column(model: onnx.ModelProto) -> None:
-        columns = next(one for one in model.graph.initializer if one.name == "columns")
-        some = onnx.numpy_helper.to_array(columns)[:, :1]
-        columns.CopyFrom(onnx.numpy_helper.from_array(some, "columns"))
-        for output in model.graph.output[:3]:
-            output.type.tensor_type.shape.dim[1].dim_value = 1
-
-    assert "gives 1 values a sample, and the manifest has 2" in refusal("one", one_column)
-
-
-def test_a_bundle_is_run_in_8_bits_where_it_can_be_and_there_is_no_gpu(tmp_path: Path) -> None:
-    """The bundle's int8 model gives other values, so that one can see which one ran."""
-    bundle = write_tiny_bundle(tmp_path / "bundle")
-    other = write_tiny_bundle(tmp_path / "other", seed=1)
-    with pytest.raises(BundleError, match=r"no model\.int8\.onnx"):
-        asyncio.run(value_of_clips(bundle, precision="int8"))
-    shutil.copy(other / "model.onnx", bundle / "model.int8.onnx")
-    write_manifest(bundle, read_manifest(bundle))
-    exact, eight_bits = (expected_values(directory, CLIPS)[0][0] for directory in (bundle, other))
-    chosen = eight_bits if find_device() == "cpu" else exact
-    for precision, expected in (("auto", chosen), ("int8", eight_bits), ("float32", exact)):
-        found = asyncio.run(value_of_clips(bundle, precision=precision))
-        assert found == pytest.approx(expected, rel=1e-4)
-
-
-async def value_of_clips(bundle: Path, **flags: object) -> float:
-    async with engine_of(bundle, **flags) as (engine, _):
-        return values(await score(engine, CLIPS))[0][0]

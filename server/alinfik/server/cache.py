@@ -37,6 +37,8 @@ class Cache:
 
     def put(self, key: bytes, valuation: Valuation) -> None:
         """Keep a valuation, and let the one go that was not used for longest."""
+        if not self._limit:
+            return
         self._valuations[key] = valuation.SerializeToString()
         if len(self._valuations) > self._limit:
             self._valuations.popitem(last=False)
