@@ -1,5 +1,6 @@
 """What faults leave behind: nothing lost, nothing doubled, and a log that says what happened."""
 
+import itertools
 import json
 import multiprocessing
 import signal
@@ -10,7 +11,9 @@ import psutil
 import pytest
 from structlog.testing import capture_logs
 
+from alinfik.server import kafka_pipeline, kafka_report
 from alinfik.server.kafka_io import NotThereError, open_consumer, open_producer
+from alinfik.server.kafka_messages import Measured
 from tests.kafka.conftest import apache_kafka
 from tests.kafka.streams import (
     WAIT_SECONDS,
@@ -74,6 +77,28 @@ def test_the_kafka_process_is_started_again_and_loses_and_doubles_nothing(stream
     assert transactions >= total / 64, "what the first process counted is forgotten"
     assert source_offsets(read(stream.broker, stream.valuations)) == {
         p: list(range(total // stream.partitions)) for p in range(stream.partitions)
+    }
+
+
+def test_a_metric_that_cannot_be_shown_costs_a_process_and_no_record(
+    stream, tiny_bundle, monkeypatch
+):
+    shown = itertools.count()
+
+    def show(message, metrics):
+        if isinstance(message, Measured) and next(shown) == 20:
+            raise LookupError("a metric that the server does not have")
+        kafka_report.show(message, metrics)
+
+    monkeypatch.setattr(kafka_pipeline, "show", show)
+    settings = stream.settings(tiny_bundle, kafka_instance="pod-0", kafka_batch_records=64)
+    send(stream.broker, stream.samples, samples(3_000, stream.partitions))
+    with capture_logs() as logs, running(settings):
+        wait_for_log(logs, "kafka process ended")
+        read(stream.broker, stream.valuations, 3_000)
+    assert "kafka pipeline failed" in [entry["event"] for entry in logs]
+    assert source_offsets(read(stream.broker, stream.valuations)) == {
+        p: list(range(1_000)) for p in range(stream.partitions)
     }
 
 
