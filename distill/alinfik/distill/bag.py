@@ -23,6 +23,8 @@ from alinfik.distill.training_data import Training
 
 _PAIRS = 1 << 15
 _PENALTIES = np.logspace(-2, 3, 16)
+# Samples that penalties are chosen by: that takes memory for each pair of them.
+_TRIED = 5000
 # Token values: a token's mean over these many tokens of no value.
 _TOKEN_PENALTY = 10.0
 # Of the two lengths beside thousands of counts, where a sample's counts are of length 1.
@@ -80,12 +82,13 @@ def fit_bag(
         folds: N, the number of each sample's fold.
         vocabulary: token ids.
     """
-    from sklearn.linear_model import Ridge, RidgeCV  # takes a second to load
+    from sklearn.linear_model import Ridge  # takes a second to load
 
     inputs, rarity, scale = _inputs(data.samples, vocabulary)
     labels = scales.samples.fit(torch.tensor(data.labels, dtype=torch.float32)).double().numpy()
     # scikit-learn's types know dense inputs and one penalty for all.
-    whole: Any = cast("Any", RidgeCV(_PENALTIES, alpha_per_target=True)).fit(inputs, labels)
+    penalties: Any = _penalties(inputs, labels)
+    whole: Any = cast("Any", Ridge(penalties, solver="sparse_cg")).fit(inputs, labels)
     bag = Bag(vocabulary, labels.shape[1])
     _set(bag, _parts(whole, vocabulary), rarity * scale)
     bag.lengths.weight.copy_(torch.tensor(_LENGTH_WEIGHT * np.atleast_2d(whole.coef_)[:, -2:]))
@@ -97,7 +100,7 @@ def fit_bag(
     number = np.array(folds)
     for fold in set(folds):
         kept, out = np.flatnonzero(number != fold), np.flatnonzero(number == fold)
-        rest: Any = cast("Any", Ridge(whole.alpha_, solver="sparse_cg"))
+        rest: Any = cast("Any", Ridge(penalties, solver="sparse_cg"))
         rest.fit(inputs[kept], labels[kept])
         estimates[out] = rest.predict(inputs[out]).reshape(len(out), -1)
         half = (inputs.shape[1] - 2) // 2
@@ -116,6 +119,15 @@ def fit_bag(
         lengths=_lengths(data.samples),
     )
     return bag.eval(), found
+
+
+def _penalties(inputs: Any, labels: Floats) -> Floats:
+    """The penalties [K] that do best on samples left out one by one, of so many as can be tried."""
+    from sklearn.linear_model import RidgeCV
+
+    tried = np.random.default_rng(0).permutation(len(labels))[:_TRIED]
+    ridge: Any = cast("Any", RidgeCV(_PENALTIES, alpha_per_target=True))
+    return np.atleast_1d(ridge.fit(inputs[tried], labels[tried]).alpha_)
 
 
 def _inputs(samples: Sequence[Encoded], vocabulary: int) -> tuple[Any, Floats, float]:

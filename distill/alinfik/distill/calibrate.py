@@ -99,7 +99,7 @@ class ServedModel(nn.Module):
     """What is exported: the trained proxy, its scale, its intervals, its strangeness score.
 
     Args:
-        proxy: trained: a `Proxy` or a `Bag`.
+        proxy: trained: a `Blend` or a `Bag`.
         scale: the scale that it was trained on.
         spread: how large a residual to expect, from `described`.
         half_width: [K], in the label's unit, of a sample of middling spread.

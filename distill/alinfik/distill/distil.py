@@ -7,11 +7,13 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import nn
 
 from alinfik.distill.backbones import Backbone, Reading
 from alinfik.distill.bag import fit_bag
+from alinfik.distill.blend import blend
 from alinfik.distill.calibrate import Scales, ServedModel, TokenModel, described
 from alinfik.distill.checkpoint import Checkpoint
 from alinfik.distill.encoding import Encoded, Encoder
@@ -59,9 +61,9 @@ def distil(
 ) -> Distilled:
     """Train on one part of the labels, stop by another, find intervals by that and a third.
 
-    Where no training beats the regressions that it starts from, and for a bag, which is nothing
-    else, these are fitted to all three parts, and intervals come from what they say of each fold
-    without it.
+    Where no training beats the regressions that a network starts from, these are fitted to all
+    three parts, and intervals come from what they say of each fold without it; a bag is fitted so
+    always. A network and a bag estimate together.
 
     Args:
         backbone: untrained for the task; None for a bag.
@@ -72,27 +74,31 @@ def distil(
         plan: how long to train and in what order.
         checkpoint: where a training that was cut off goes on from.
     """
-    rest = known(parts)
-    proxy = None if backbone is None else Proxy(backbone, len(labels.names)).to(choose_device())
+    rest = judged = known(parts)
+    network = None if backbone is None else Proxy(backbone, len(labels.names)).to(choose_device())
     scales = None
-    if proxy is not None and plan.epochs:
+    if network is not None and plan.epochs:
         training, validation = data.take(parts["train"]), data.take(parts["validation"])
-        scales = fit(proxy, training, validation, plan, checkpoint)
+        scales = fit(network, training, validation, plan, checkpoint)
         checkpoint.discard()
-    if proxy is not None and scales is not None:
-        judged = data.take(sorted(parts["validation"] + parts["calibration"]))
-        found = estimate(proxy, judged.samples, plan.pad_id)
-    else:
-        judged = data.take(rest)
-        scales = learn_scales(judged)
-        fold = folds(labels.take(rest).rows, plan.split_by, _FOLDS)
-        if proxy is None:
-            vocabulary = reading.tokenizer.get_vocab_size(with_added_tokens=True)
-            proxy, found = fit_bag(judged, scales, fold, vocabulary)
+    trained = scales is not None
+    known_data = data.take(rest)
+    scales = (scales or learn_scales(known_data)).to(torch.device("cpu"))
+    fold = folds(labels.take(rest).rows, plan.split_by, _FOLDS)
+    vocabulary = reading.tokenizer.get_vocab_size(with_added_tokens=True)
+    words, found = fit_bag(known_data, scales, fold, vocabulary)
+    proxy: nn.Module = words
+    if network is not None:
+        heard = found.samples
+        if trained:
+            judged = sorted(parts["validation"] + parts["calibration"])
+            heard = heard[np.searchsorted(rest, judged)]
+            found = estimate(network, data.take(judged).samples, plan.pad_id)
         else:
-            found = cross_fit(proxy, judged, scales.to(choose_device()), fold, plan.pad_id)
-    proxy, scales = proxy.cpu(), scales.to(torch.device("cpu"))
-    residuals = scales.samples.restore(found.samples).double().numpy() - judged.labels
+            found = cross_fit(network, known_data, scales.to(choose_device()), fold, plan.pad_id)
+        fitted = scales.samples.fit(torch.tensor(data.labels[judged], dtype=torch.float32))
+        proxy, found = blend(network, found, words, heard, fitted)
+    residuals = scales.samples.restore(found.samples).double().numpy() - data.labels[judged]
     spread, half_width = calibrated(described(found).double().numpy(), residuals)
     encoder = Encoder(reading.tokenizer, reading.encoding)
     strangeness = learn_strangeness(encoder, labels.take(rest).rows)

@@ -15,6 +15,7 @@ from pydantic_settings import BaseSettings
 from alinfik.command import CommandError
 from alinfik.distill import bundle as files
 from alinfik.distill.backbones import Reading, build_backbone
+from alinfik.distill.bag import Bag
 from alinfik.distill.batches import pad
 from alinfik.distill.checkpoint import Checkpoint
 from alinfik.distill.distil import Distilled, distil
@@ -25,7 +26,6 @@ from alinfik.distill.fit import Plan
 from alinfik.distill.labels import Labels, read_labels
 from alinfik.distill.llm import load_fast_tokenizer, model_source, public_name
 from alinfik.distill.measure import Predictions, agreement, measure, predict
-from alinfik.distill.proxy import Proxy
 from alinfik.distill.quantise import AGREEMENT_LIMIT, quantise
 from alinfik.distill.report import write_report
 from alinfik.distill.settings import SETTINGS
@@ -183,7 +183,7 @@ def _write_bundle(
     metrics = measure(unseen_predictions, unseen, labels.take(known(parts)))
     metrics.export_error = error
     # 8 bits quicken matrix products, of which a bag has none.
-    if isinstance(served.proxy, Proxy):
+    if not isinstance(served.proxy, Bag):
         unseen_samples = [samples[index] for index in held_out]
         metrics.int8_spearman = _quantised(directory, unseen_samples, pad_id, unseen_predictions)
 
