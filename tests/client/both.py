@@ -6,7 +6,12 @@ address and timeout.
 
 import asyncio
 
-from alinfik.client import AsyncClient, Client
+from alinfik.client import AsyncClient, Client, Sample
+
+SAMPLES = [
+    Sample(id="sum", provider="p", prompt="How many?", completion="She sold 48 / 2 = 24 clips."),
+    Sample(id="code", provider="q", completion="def add(a, b): return a + b"),
+]
 
 
 class _Both:

@@ -29,13 +29,8 @@ from alinfik.v1 import (
     Explanation,
     LoadBundleResponse,
 )
+from tests.client.both import SAMPLES
 from tests.client.odd_server import abort, odd_server
-
-SAMPLES = [
-    Sample(id="sum", provider="p", prompt="How many?", completion="She sold 48 / 2 = 24 clips."),
-    Sample(id="code", provider="q", completion="def add(a, b): return a + b"),
-]
-
 
 BAD = Sample(id="bad", completion=" ")
 

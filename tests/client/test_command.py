@@ -18,8 +18,9 @@ from alinfik.v1 import (
     UnloadBundleRequest,
     UnloadBundleResponse,
 )
-from tests.client.command import GOOD, on_a_terminal, one_line
+from tests.client.command import GOOD, one_line
 from tests.client.odd_server import abort, odd_server, valued
+from tests.terminal import on_a_terminal
 
 
 def test_an_unreachable_server_is_one_line_with_its_address(alinfik, pool):
@@ -175,7 +176,7 @@ def test_explain_prints_every_token_with_its_text(alinfik, pool):
 
 def test_explain_shows_text_on_colours_on_a_terminal(pool):
     with odd_server(explain=explains) as address:
-        seen = on_a_terminal("explain", pool(*GOOD), "--address", address, colours=True)
+        _, seen = on_a_terminal("explain", pool(*GOOD), "--address", address, colours=True)
     assert "sum for gsm8k, strongest token 2" in seen
     assert "How many?" in seen
     assert "\x1b[30;48;2;128;255;128m48 / 2 = \x1b[0m" in seen  # half as strong, green

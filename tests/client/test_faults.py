@@ -16,7 +16,6 @@ from alinfik.client import (
     NotFoundError,
     OverloadedError,
     PermissionDeniedError,
-    Sample,
     ServerError,
     UnauthenticatedError,
     UnavailableError,
@@ -26,12 +25,8 @@ from alinfik.v1 import (
     ScoreResponse,
     ScoreResult,
 )
+from tests.client.both import SAMPLES
 from tests.client.odd_server import abort, odd_server, valued
-
-SAMPLES = [
-    Sample(id="sum", provider="p", prompt="How many?", completion="She sold 48 / 2 = 24 clips."),
-    Sample(id="code", provider="q", completion="def add(a, b): return a + b"),
-]
 
 
 def test_nobody_there_is_unavailable_and_says_where(client):

@@ -20,8 +20,9 @@ from alinfik.v1 import (
     TargetValue,
     Valuation,
 )
-from tests.client.command import COMMAND, GOOD, on_a_terminal, one_line
+from tests.client.command import GOOD, one_line
 from tests.client.odd_server import abort, odd_server, valued
+from tests.terminal import ALINFIK, on_a_terminal
 
 
 def test_score_writes_a_json_line_a_sample(alinfik, pool, address):
@@ -126,7 +127,7 @@ def test_a_killed_run_goes_on_to_the_file_of_an_undisturbed_one(pool, tmp_path):
         return score_stream
 
     def command(out, address):
-        return [COMMAND, "score", file, "--address", address, "--out", out]
+        return [ALINFIK, "score", file, "--address", address, "--out", out]
 
     whole, cut = tmp_path / "whole.csv", tmp_path / "cut.csv"
     with odd_server(score_stream=answers(), bundle=bundle) as address:
@@ -173,7 +174,7 @@ def test_a_run_under_another_bundle_is_refused(alinfik, pool, tmp_path):
 
 
 def test_score_shows_a_table_on_a_terminal(pool, address):
-    seen = on_a_terminal("score", str(pool(*GOOD)), "--address", address)
+    _, seen = on_a_terminal("score", str(pool(*GOOD)), "--address", address)
     assert "2/2" in seen
     for text in ("gsm8k", "mbpp", "%ile", "sum", "[bold]x"):
         assert text in seen

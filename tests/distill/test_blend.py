@@ -35,7 +35,7 @@ def test_network_and_words_together_tell_what_neither_does_alone() -> None:
     data = replace(data, labels=labels, token_values=[])
     scales = learn_scales(data)
     words, found = fit_bag(data, scales, [n % 5 for n in range(SAMPLES)], VOCABULARY)
-    fitted = scales.samples.fit(torch.tensor(labels, dtype=torch.float32))
+    fitted = scales.samples.fit_labels(labels)
     said = network(*batch)
     said = replace(said, samples=said.samples - said.samples.mean(dim=0))
     both, together = blend(network, said, words, found.samples, fitted)

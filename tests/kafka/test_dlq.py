@@ -1,12 +1,7 @@
 """`alinfik dlq` on Apache Kafka: what failed is listed, shown, sent again and valued."""
 
 import json
-import os
-import pty
 import signal
-import subprocess
-from pathlib import Path
-from sys import executable
 from typing import NamedTuple
 
 import pytest
@@ -20,6 +15,7 @@ from alinfik.client.resubmit import Plan, survey
 from alinfik.client.resubmit import send as send_again
 from alinfik.command import run
 from tests.kafka.streams import Sent, Stream, read, running, send
+from tests.terminal import on_a_terminal
 
 pytestmark = pytest.mark.kafka
 
@@ -248,34 +244,11 @@ def test_a_terminal_is_shown_a_table_and_asked_before_anything_is_sent(stream, a
         f"--kafka-bootstrap={stream.broker.bootstrap}",
         f"--kafka-dead-letters={stream.dead_letters}",
     ]
-    code, table = on_a_terminal(["list", *where])
+    code, table = on_a_terminal("dlq", "list", *where, columns=160)
     assert code == 0
     for text in ("0:0", "bad_json", "id-1", "1 dead letters", "\\x1b[2J"):
         assert text in table
-    code, asked = on_a_terminal(["resubmit", *where], answer)
+    code, asked = on_a_terminal("dlq", "resubmit", *where, answer=answer, columns=160)
     assert f"Resubmit 1 to {stream.samples}? " in asked
     assert code == (0 if sent else 1)
     assert len(read(stream.broker, stream.samples)) == sent
-
-
-def on_a_terminal(arguments, answer=b""):
-    """The exit code, and what a person sees who types ``answer``."""
-    ours, theirs = pty.openpty()
-    environment = os.environ | {"TERM": "xterm", "COLUMNS": "160", "NO_COLOR": "1"}
-    with subprocess.Popen(
-        [Path(executable).parent / "alinfik", "dlq", *arguments],
-        stdin=theirs,
-        stdout=theirs,
-        stderr=theirs,
-        env=environment,
-    ) as process:
-        os.close(theirs)
-        os.write(ours, answer)
-        seen = b""
-        while True:
-            try:
-                seen += os.read(ours, 65536)
-            except OSError:  # how Linux says that the other end is closed
-                break
-    os.close(ours)
-    return process.returncode, seen.decode()

@@ -85,7 +85,7 @@ def fit_bag(
     from sklearn.linear_model import Ridge  # takes a second to load
 
     inputs, rarity, scale = _inputs(data.samples, vocabulary)
-    labels = scales.samples.fit(torch.tensor(data.labels, dtype=torch.float32)).double().numpy()
+    labels = scales.samples.fit_labels(data.labels)
     # scikit-learn's types know dense inputs and one penalty for all.
     penalties: Any = _penalties(inputs, labels)
     whole: Any = cast("Any", Ridge(penalties, solver="sparse_cg")).fit(inputs, labels)

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from alinfik.distill.bag import Bag
 from alinfik.distill.proxy import Estimate, Proxy
 
+Floats = NDArray[np.float64]
+
 
 class Blend(nn.Module):
     """The sum of what a network and a bag say of samples; tokens have the network's values.
@@ -25,7 +27,7 @@ class Blend(nn.Module):
         shares: [2, K], the network's and the bag's.
     """
 
-    def __init__(self, network: Proxy, words: Bag, shares: NDArray[np.float64]) -> None:
+    def __init__(self, network: Proxy, words: Bag, shares: Floats) -> None:
         super().__init__()
         self.network = network
         self.words = words
@@ -41,7 +43,7 @@ class Blend(nn.Module):
 
 
 def blend(
-    network: Proxy, found: Estimate, words: Bag, heard: Tensor, labels: Tensor
+    network: Proxy, found: Estimate, words: Bag, heard: Tensor, labels: Floats
 ) -> tuple[Blend, Estimate]:
     """Give network and bag the shares that fit labels best; none is below zero.
 
@@ -58,9 +60,8 @@ def blend(
     from scipy.optimize import nnls  # takes a second to load
 
     said = torch.stack([found.samples, heard], dim=1).double().numpy()
-    wanted = labels.double().numpy()
     # On the fitted scale labels are about zero, and so are estimates: no offset is wanted.
-    columns = [nnls(said[:, :, k], wanted[:, k])[0] for k in range(wanted.shape[1])]
+    columns = [nnls(said[:, :, k], labels[:, k])[0] for k in range(labels.shape[1])]
     both = Blend(network, words, np.stack(columns, axis=1)).cpu().eval()
     return both, replace(found, samples=_sum(found.samples, heard, both.shares))
 

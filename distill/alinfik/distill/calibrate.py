@@ -57,6 +57,11 @@ class FittedScale(nn.Module):
         ]
         return self._held(torch.stack(by_target, dim=-1))
 
+    def fit_labels(self, labels: Floats) -> Floats:
+        """Labels [N, K] to the fitted scale, for regressions."""
+        wanted = torch.tensor(labels, dtype=torch.float32, device=self.knots.device)
+        return self.fit(wanted).double().cpu().numpy()
+
     def restore(self, fitted: Tensor) -> Tensor:
         """Fitted estimates [..., K] to the label's unit."""
         by_target = [

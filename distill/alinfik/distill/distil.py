@@ -86,7 +86,9 @@ def distil(
     scales = (scales or learn_scales(known_data)).to(torch.device("cpu"))
     fold = folds(labels.take(rest).rows, plan.split_by, _FOLDS)
     vocabulary = reading.tokenizer.get_vocab_size(with_added_tokens=True)
-    words, found = fit_bag(known_data, scales, fold, vocabulary)
+    # Beside a network, words have no say in what a token is worth.
+    taught = scales if network is None else replace(scales, tokens=None)
+    words, found = fit_bag(known_data, taught, fold, vocabulary)
     proxy: nn.Module = words
     if network is not None:
         heard = found.samples
@@ -96,7 +98,7 @@ def distil(
             found = estimate(network, data.take(judged).samples, plan.pad_id)
         else:
             found = cross_fit(network, known_data, scales.to(choose_device()), fold, plan.pad_id)
-        fitted = scales.samples.fit(torch.tensor(data.labels[judged], dtype=torch.float32))
+        fitted = scales.samples.fit_labels(data.labels[judged])
         proxy, found = blend(network, found, words, heard, fitted)
     residuals = scales.samples.restore(found.samples).double().numpy() - data.labels[judged]
     spread, half_width = calibrated(described(found).double().numpy(), residuals)

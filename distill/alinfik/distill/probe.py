@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from alinfik.distill.batches import batched_by_length
-from alinfik.distill.calibrate import FittedScale, Scales
+from alinfik.distill.calibrate import Scales
 from alinfik.distill.llm import choose_dtype
 from alinfik.distill.proxy import Estimate, Proxy
 from alinfik.distill.training_data import Training, token_targets
@@ -41,7 +41,7 @@ def fit_probes(proxy: Proxy, data: Training, scales: Scales, pad_id: int) -> Non
         pad_id: fills batches up.
     """
     read = _read(proxy, data, scales, pad_id)
-    _set(proxy, _Ridge(read.probed, _fitted(scales.samples, data.labels)), read.tokens)
+    _set(proxy, _Ridge(read.probed, scales.samples.fit_labels(data.labels)), read.tokens)
 
 
 def cross_fit(
@@ -57,7 +57,7 @@ def cross_fit(
         pad_id: fills batches up.
     """
     read = _read(proxy, data, scales, pad_id)
-    labels = _fitted(scales.samples, data.labels)
+    labels = scales.samples.fit_labels(data.labels)
     whole = _Ridge(read.probed, labels)
     _set(proxy, whole, read.tokens)
     estimates = np.empty_like(labels)
@@ -107,11 +107,6 @@ def _read(proxy: Proxy, data: Training, scales: Scales, pad_id: int) -> _Reading
             mask, values = token_targets(data, batch)
             tokens.add(states[mask.to(device)], scales.tokens.fit(values.to(device)))
     return _Reading(probed.double().numpy(), features, lengths, tokens)
-
-
-def _fitted(scale: FittedScale, labels: Floats) -> Floats:
-    wanted = torch.tensor(labels, dtype=torch.float32, device=scale.knots.device)
-    return scale.fit(wanted).double().cpu().numpy()
 
 
 class _Ridge:
