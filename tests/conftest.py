@@ -3,10 +3,15 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from tests.server_process import ServerProcess, running_server
 from tests.tiny_bundle import write_tiny_bundle
+
+# How long an example takes is the machine's affair, and the first one loads libraries.
+hypothesis.settings.register_profile("alinfik", deadline=None)
+hypothesis.settings.load_profile("alinfik")
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,7 @@ import json
 import grpc
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from alinfik.client import Sample, SampleError, Scored, TargetValue, Valuation
@@ -66,7 +66,6 @@ def died(out, scored, stop_after):
         run(out, scored, stop_after)
 
 
-@settings(deadline=None)  # a first Parquet file loads pyarrow
 @given(st.lists(answers(), max_size=8), st.data(), st.sampled_from(SUFFIXES))
 def test_a_run_that_was_cut_anywhere_goes_on_to_the_same_file(
     tmp_path_factory, scored, data, suffix
@@ -82,7 +81,6 @@ def test_a_run_that_was_cut_anywhere_goes_on_to_the_same_file(
     assert {path.name for path in folder.iterdir()} == {f"whole{suffix}", f"cut{suffix}"}
 
 
-@settings(deadline=None)
 @given(st.lists(answers(), max_size=8))
 def test_every_format_holds_the_same(tmp_path_factory, scored):
     folder = tmp_path_factory.mktemp("formats")

@@ -7,7 +7,7 @@ import sys
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from alinfik.client.rows import LONGEST_LINE_BYTES
@@ -95,7 +95,6 @@ def test_what_csv_writes_is_read_back(tmp_path_factory, rows, suffix):
     assert count_samples(str(path)) == len(rows)
 
 
-@settings(deadline=None)  # a first reading loads pyarrow
 @given(st.lists(st.tuples(*[st.none() | TEXT] * 3, TEXT)))
 def test_what_parquet_holds_is_read_back(tmp_path_factory, rows):
     path = tmp_path_factory.mktemp("samples") / "pool.parquet"
@@ -110,7 +109,6 @@ def test_what_parquet_holds_is_read_back(tmp_path_factory, rows):
     assert count_samples(str(path)) == len(rows)
 
 
-@settings(deadline=None)
 @given(st.binary(max_size=200))
 def test_arbitrary_bytes_are_a_table_or_one_clear_error(tmp_path_factory, content):
     for suffix in (".csv", ".csv.gz", ".parquet"):

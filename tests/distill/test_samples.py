@@ -98,7 +98,7 @@ _rows = st.builds(
 @given(rows=st.lists(_rows, max_size=5, unique_by=lambda row: row.id))
 @settings(
     max_examples=40,
-    deadline=None,  # a first reading loads libraries
+    # a first reading loads libraries
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 def test_what_is_written_is_read(name: str, tmp_path: Path, rows: list[Row]) -> None:

@@ -96,3 +96,9 @@ def test_a_family_is_in_one_fold_and_folds_are_of_a_size() -> None:
     assert set(found) == set(range(5))
     assert min(found.count(fold) for fold in range(5)) > 60
     assert folds(rows[::-1], "group", 5) == found[::-1]
+
+
+@given(st.sets(st.text(min_size=1), min_size=1, max_size=8))
+def test_a_few_families_are_in_as_many_folds(names: set[str]) -> None:
+    rows = [row(f"{number:x} " * 4, "g", provider=name) for number, name in enumerate(names)]
+    assert len(set(folds(rows, "provider", 5))) == min(5, len(names))

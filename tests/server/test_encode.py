@@ -1,7 +1,7 @@
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
@@ -18,7 +18,6 @@ texts = st.one_of(
 
 
 @given(texts=st.lists(st.tuples(texts, texts), min_size=1, max_size=8), limit=st.integers(2, 70))
-@settings(deadline=None)
 def test_rows_are_what_the_contract_says_token_by_token(
     tiny_bundle: Path, texts: list[tuple[str, str]], limit: int
 ) -> None:

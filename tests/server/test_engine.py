@@ -31,7 +31,7 @@ texts = st.one_of(st.text(max_size=60), st.sampled_from(["She sold 48 clips. " *
 
 
 @given(texts=st.lists(st.tuples(texts, texts), min_size=1, max_size=12), budget=st.integers(1, 400))
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 def test_values_are_the_oracles_alone_and_in_any_batch(
     tiny_bundle: Path, texts: list[tuple[str, str]], budget: int
 ) -> None:

@@ -40,7 +40,7 @@ def test_every_token_has_its_values_and_its_characters(tiny_bundle: Path) -> Non
     prompt=st.text(max_size=80),
     completion=st.text(min_size=1, max_size=200),
 )
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_a_token_stands_where_it_was_cut_from(
     tiny_bundle: Path, prompt: str, completion: str
 ) -> None:

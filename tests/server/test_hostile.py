@@ -75,7 +75,6 @@ def stream(channel: grpc.Channel, payloads: Sequence[bytes]) -> grpc.StatusCode:
 
 @given(method=st.sampled_from(UNARY), payload=payloads, stream_of=st.lists(payloads, max_size=4))
 @settings(
-    deadline=None,
     max_examples=150,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )

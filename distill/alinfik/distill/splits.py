@@ -41,12 +41,16 @@ def split(rows: Sequence[Row], by: SplitBy = "group") -> Parts:
 
 
 def folds(rows: Sequence[Row], by: SplitBy, count: int) -> list[int]:
-    """Return each row's fold, from 0 to ``count`` - 1; a family is in one fold."""
-    digests = (
-        hashlib.sha256(f"alinfik fold:{family}".encode()).digest()
-        for family in family_names(rows, by)
+    """Return each row's fold, from 0 to ``count`` - 1; a family is in one fold.
+
+    Families are dealt out, so that even a few of them are in several folds.
+    """
+    names = family_names(rows, by)
+    order = sorted(
+        set(names), key=lambda name: hashlib.sha256(f"alinfik fold:{name}".encode()).digest()
     )
-    return [int.from_bytes(digest[:8], "big") % count for digest in digests]
+    number = {name: place % count for place, name in enumerate(order)}
+    return [number[name] for name in names]
 
 
 def known(parts: Parts) -> list[int]:
