@@ -11,11 +11,12 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from alinfik.distill.bundle import MODEL, TOKENIZER, read_manifest
+from alinfik.distill.commands import Train
 from alinfik.distill.encoding import Encoder
 from alinfik.distill.export import OnnxModel
 from alinfik.distill.measure import predict
 from alinfik.distill.samples import Row
-from alinfik.distill.train import Train, train
+from alinfik.distill.train import train
 from benchmarks.pool import DATA, RUNS, labelled_pool
 
 

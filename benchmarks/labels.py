@@ -37,8 +37,9 @@ from alinfik.distill.losses import Parameters, reduce_tokens, token_losses
 from alinfik.distill.reverse_mode import ReverseMode
 from alinfik.distill.samples import Row, read_rows
 from alinfik.distill.selection import select_parameters
+from alinfik.distill.settings import Normalisation
 from alinfik.distill.target import target_gradient
-from alinfik.distill.values import Normalisation, ValueEngine
+from alinfik.distill.values import ValueEngine
 from demo.models import smollm2
 
 _TARGETS = {"gsm8k": "gsm8k_test.jsonl", "mbpp": "mbpp.jsonl", "dolly": "dolly.jsonl"}

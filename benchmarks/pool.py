@@ -26,7 +26,8 @@ from typing import Any
 
 import numpy as np
 
-from alinfik.distill.label import Label, label
+from alinfik.distill.commands import Label
+from alinfik.distill.label import label
 from demo.models import smollm2
 
 DATA = Path("../shared/data")

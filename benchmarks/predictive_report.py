@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from scipy.stats import rankdata
 
-from alinfik.distill.values import Normalisation
+from alinfik.distill.settings import Normalisation
 from benchmarks.bootstrap import Estimate, estimate
 
 # Learning rates by optimiser: too small for float32, small, a trainer's, ten times that.

@@ -25,13 +25,13 @@ from alinfik.distill.backbones import Reading, build_backbone
 from alinfik.distill.baselines import tfidf_scores
 from alinfik.distill.batches import batched_by_length
 from alinfik.distill.checkpoint import Checkpoint
+from alinfik.distill.commands import Train
 from alinfik.distill.distil import distil
 from alinfik.distill.fit import Plan
 from alinfik.distill.labels import Labels, read_labels
 from alinfik.distill.llm import load_fast_tokenizer, model_source
 from alinfik.distill.ranks import spearman
 from alinfik.distill.splits import Parts, known, split
-from alinfik.distill.train import Train
 from alinfik.distill.training_data import training_data
 from benchmarks.pool import arguments, labelled_pool
 

@@ -24,10 +24,11 @@ from rich.table import Table
 from sklearn.metrics import roc_auc_score
 
 from alinfik.distill.bundle import read_manifest
-from alinfik.distill.label import Label, label
+from alinfik.distill.commands import Label, Train
+from alinfik.distill.label import label
 from alinfik.distill.labels import read_labels
 from alinfik.distill.splits import split
-from alinfik.distill.train import Train, train
+from alinfik.distill.train import train
 from benchmarks.bundles import values
 from benchmarks.pool import arguments, write_pool
 from demo.models import smollm2

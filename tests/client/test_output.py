@@ -30,7 +30,8 @@ FIGURE = st.floats(allow_nan=False, allow_infinity=False)
         ),
         token_count=st.integers(0, 2**32 - 1),
         truncated=st.booleans(),
-        out_of_distribution_score=st.floats(width=32, allow_nan=False, allow_infinity=False),
+        # Not the very largest: rounded to nine digits it is past what protobuf reads.
+        out_of_distribution_score=st.floats(-(2.0**120), 2.0**120, width=32),
         out_of_distribution=st.booleans(),
     )
 )

@@ -219,22 +219,27 @@ def test_a_file_that_is_not_there_or_not_toml_is_2(call, tmp_path):
     assert "broken.toml: not TOML (" in error
 
 
-def test_a_reader_that_leaves_ends_the_command_quietly():
-    source = textwrap.dedent("""
+@pytest.mark.parametrize("numbers", [2, 1_000_000])
+def test_a_reader_that_leaves_ends_the_command_quietly(numbers):
+    """Also where all that is left is still in a buffer when the command is done."""
+    source = textwrap.dedent(f"""
+        import sys
         from alinfik.command import run
         from pydantic_settings import BaseSettings
 
         class Count(BaseSettings):
             def cli_cmd(self):
-                for number in range(1_000_000):
+                print(0, flush=True)
+                sys.stdin.read()
+                for number in range({numbers}):
                     print(number)
 
         run(Count, [])
     """)
-    with subprocess.Popen(
-        [sys.executable, "-c", source], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as process:
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-c", source], **pipes, text=True) as process:
         assert process.stdout.readline() == "0\n"
         process.stdout.close()
+        process.stdin.close()
         assert process.stderr.read() == ""
         assert process.wait() == 0

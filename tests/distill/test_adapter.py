@@ -10,9 +10,10 @@ from transformers import AutoModelForCausalLM
 
 from alinfik.distill.adapter import AdapterError
 from alinfik.distill.batches import batched_by_length, pad
+from alinfik.distill.commands import Label
 from alinfik.distill.encoding import Encoder
 from alinfik.distill.forward_mode import ForwardMode
-from alinfik.distill.label import Label, label
+from alinfik.distill.label import label
 from alinfik.distill.labels import read_labels
 from alinfik.distill.llm import load_llm
 from alinfik.distill.reverse_mode import ReverseMode

@@ -3,7 +3,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from alinfik.distill.calibrate import FittedScale
+from alinfik.distill.calibrate import FittedScale, Scales
 
 
 def test_the_fitted_scale_restores_labels() -> None:
@@ -14,6 +14,12 @@ def test_the_fitted_scale_restores_labels() -> None:
     torch.testing.assert_close(fitted.mean(dim=0), torch.zeros(3), rtol=0, atol=1e-2)
     torch.testing.assert_close(fitted.std(dim=0), torch.ones(3), rtol=0, atol=2e-2)
     torch.testing.assert_close(scale.restore(fitted), tensor, rtol=1e-3, atol=1e-8)
+
+
+def test_scales_on_another_device_are_others() -> None:
+    scales = Scales(FittedScale(np.arange(9.0)[:, None]), None)
+    assert scales.to(torch.device("meta")).samples.values.device.type == "meta"
+    assert scales.samples.values.device.type == "cpu"
 
 
 def test_the_fitted_scale_goes_on_past_the_labels_it_knows() -> None:

@@ -13,12 +13,13 @@ from alinfik.distill.batches import batched_by_length, pad
 from alinfik.distill.encoding import Encoded, Encoder
 from alinfik.distill.forward_mode import ForwardMode
 from alinfik.distill.llm import LLM, ModelError, load_llm
-from alinfik.distill.losses import Parameters, Reduction
+from alinfik.distill.losses import Parameters
 from alinfik.distill.reverse_mode import ReverseMode
 from alinfik.distill.samples import read_rows
 from alinfik.distill.selection import select_parameters
+from alinfik.distill.settings import Normalisation, Reduction
 from alinfik.distill.target import target_gradient
-from alinfik.distill.values import Normalisation, ValueEngine
+from alinfik.distill.values import ValueEngine
 from tests.distill.conftest import write_rows
 from tests.distill.tiny_llm import gemma, gpt2, gpt_neox, llama, qwen2, write_llm
 
@@ -275,6 +276,9 @@ def test_a_parameter_without_a_part_is_an_error(setting: Setting) -> None:
         )
         with pytest.raises(ModelError, match=r"idle\.weight"):
             engine.value(pad(setting.pool, [0], setting.pad_id))
+        batches = [pad(setting.pool, [0], setting.pad_id)]
+        with pytest.raises(ModelError, match=r"idle\.weight"):
+            target_gradient(model, batches, "mean", ["idle.weight"])
     finally:
         del model.idle
 

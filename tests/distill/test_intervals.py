@@ -1,7 +1,7 @@
 import numpy as np
 import torch
 
-from alinfik.distill.intervals import Spread, conformal_width
+from alinfik.distill.intervals import Spread, calibrated, conformal_width
 
 
 def residuals_of(features: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -54,3 +54,17 @@ def test_features_that_tell_nothing_give_one_width() -> None:
 def test_residuals_that_are_all_zero_are_no_division_by_zero() -> None:
     spread = Spread(np.zeros((30, 3)), np.zeros((30, 1)))
     assert torch.isfinite(spread(torch.zeros(2, 3))).all()
+
+
+def test_copies_do_not_narrow_intervals() -> None:
+    """A sample's size must not be told by its copy's: what is alike is in one fold."""
+    rng = np.random.default_rng(4)
+    features = rng.standard_normal((120, 100))
+    residuals = rng.standard_normal((120, 1)) ** 3
+    folds = np.arange(120) % 5
+    _, alone = calibrated(features, residuals, folds.tolist())
+    twice = [np.concatenate([of, of]) for of in (features, residuals, folds)]
+    _, copied = calibrated(twice[0], twice[1], twice[2].tolist())
+    _, mixed = calibrated(twice[0], twice[1], (np.arange(240) % 7 % 5).tolist())
+    assert copied > 0.9 * alone
+    assert mixed < 0.8 * copied

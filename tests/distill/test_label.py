@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from alinfik.command import CommandError, run
-from alinfik.distill.commands import Distill
-from alinfik.distill.label import Label, label
+from alinfik.distill.commands import Distill, Label
+from alinfik.distill.label import label
 from alinfik.distill.labels import LabelsError, read_labels
-from alinfik.distill.recipe import Mode
+from alinfik.distill.settings import Mode
 from tests.support import skip_or_fail
 
 
@@ -95,6 +95,36 @@ def test_an_interrupted_run_goes_on_where_it_stopped(settings: Label) -> None:
     assert read_labels(settings.out).table.equals(whole.table)
     assert (settings.out / "part-00000.parquet").stat().st_mtime_ns == untouched
     assert not list(settings.out.glob(".*"))
+
+
+def test_a_run_that_names_its_targets_in_another_order_goes_on(settings: Label) -> None:
+    label(settings)
+    values = read_labels(settings.out).values
+    (settings.out / "part-00002.parquet").unlink()
+    (settings.out / "manifest.json").unlink()
+    label(settings.model_copy(update={"target": dict(reversed(settings.target.items()))}))
+    found = read_labels(settings.out)
+    assert found.names == ["again", "gsm8k"]
+    np.testing.assert_allclose(found.values, values[:, ::-1], rtol=1e-5)
+
+
+def test_a_file_in_the_way_is_told(settings: Label) -> None:
+    settings.out.write_text("")
+    assert "is no directory" in refusal(settings)
+
+
+def test_a_target_s_bad_rows_are_counted_and_its_columns_may_be_others(
+    settings: Label, pool: Path, target: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with target.open("a") as file:
+        file.write('{"id": "no completion"}\n')
+    renamed = pool.read_text().replace('"completion"', '"answer"')
+    pool.write_text(renamed)
+    there = {"fields": {"completion": "answer"}, "target_fields": {}}
+    label(settings.model_copy(update={"on_bad_row": "skip"} | there))
+    told = capsys.readouterr().err
+    assert told.count("skipped 1 row: no column 'completion'") == 2  # it is two targets
+    assert read_labels(settings.out).manifest.targets[0].sample_count == 5
 
 
 def test_a_run_killed_before_its_first_file_goes_on(settings: Label) -> None:

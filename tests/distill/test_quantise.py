@@ -64,6 +64,21 @@ def test_it_is_near_the_exact_model(models: tuple[Path, Path]) -> None:
     assert np.abs(rounded - exact).max() > 0
 
 
+def test_weights_that_a_file_cannot_hold_stand_beside_it(
+    models: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exact, quantised = models
+    monkeypatch.setattr("alinfik.distill.quantise.LARGEST_FILE", 0)
+    quantise(exact, tmp_path / "large.onnx")
+    assert (tmp_path / "large.onnx.data").exists()
+    states = np.random.default_rng(5).normal(size=(2, 3, _WIDTH)).astype(np.float32)
+    ours, theirs = (
+        onnxruntime.InferenceSession(path).run(None, {"states": states})[0]
+        for path in (tmp_path / "large.onnx", quantised)
+    )
+    np.testing.assert_array_equal(ours, theirs)
+
+
 def test_no_row_depends_on_another(models: tuple[Path, Path]) -> None:
     """An outlier next to a row, and padding, leave it as it was, to the last bit."""
     states = np.random.default_rng(2).normal(size=(1, 5, _WIDTH))

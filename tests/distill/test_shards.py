@@ -10,7 +10,8 @@ import numpy as np
 import psutil
 import pytest
 
-from alinfik.distill.label import Label, label
+from alinfik.distill.commands import Label
+from alinfik.distill.label import label
 from alinfik.distill.labeller import Job
 from alinfik.distill.labels import read_labels
 from alinfik.distill.llm import ModelError, choose_device

@@ -15,23 +15,25 @@ import torch
 from google.protobuf import json_format
 from prometheus_client import CollectorRegistry
 from tokenizers import Tokenizer
+from transformers import BertConfig, ModernBertConfig, PreTrainedConfig, RobertaConfig
 
 from alinfik.command import CommandError
 from alinfik.distill.backbones import Reading, build_backbone
 from alinfik.distill.batches import pad
 from alinfik.distill.bundle import read_manifest
 from alinfik.distill.checkpoint import Checkpoint
+from alinfik.distill.commands import Explain, Label, Train
 from alinfik.distill.encoding import Encoder
 from alinfik.distill.evaluate import evaluate
-from alinfik.distill.explain import Explain, Explainer, ExplainError
+from alinfik.distill.explain import Explainer, ExplainError
 from alinfik.distill.export import ExportError, OnnxModel, export_error
-from alinfik.distill.label import Label, label
+from alinfik.distill.label import label
 from alinfik.distill.labels import Labels, read_labels
 from alinfik.distill.llm import ModelError, load_fast_tokenizer
 from alinfik.distill.measure import EvaluationError, predict
 from alinfik.distill.report import write_report
 from alinfik.distill.splits import split
-from alinfik.distill.train import Train, TrainError, train
+from alinfik.distill.train import TrainError, train
 from alinfik.distill.training_data import training_data
 from alinfik.server.bundle import load_bundle
 from alinfik.server.encode import Encoder as ServerEncoder
@@ -189,7 +191,8 @@ def test_every_family_goes_through_the_same_bundle(
     encoder = write_encoder(tmp_path / "encoder")
     backbone = "bag" if family == "bag" else f"encoder:{encoder}"
     out = tmp_path / "bundle"
-    train(Train(labels=labels_directory, out=out, backbone=backbone, epochs=4))
+    epochs = 0 if family == "bag" else 4
+    train(Train(labels=labels_directory, out=out, backbone=backbone, epochs=epochs))
     loaded = load_bundle(out)
     manifest = loaded.manifest
     # An encoder's directory says nothing of the machine that it is on.
@@ -227,6 +230,31 @@ def test_token_values_reduce_to_the_label_in_the_encoder_s_tokens_too(
         means = [values.mean(axis=0) for values in data.token_values]
         np.testing.assert_allclose(means, data.labels, rtol=1e-4, atol=1e-6)
         assert [len(values) for values in data.token_values] == [len(s) for s in data.samples]
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "positions"),
+    [
+        (BertConfig, {}, 96),
+        (RobertaConfig, {"pad_token_id": 1}, 94),
+        (ModernBertConfig, {}, 96),
+    ],
+)
+def test_an_encoder_reads_as_far_as_its_positions_go(
+    kind: type[PreTrainedConfig],
+    settings: dict[str, object],
+    positions: int,
+    tiny_llm: Path,
+    tmp_path: Path,
+) -> None:
+    encoder = write_encoder(tmp_path / "encoder", kind, **settings)
+    tokenizer = load_fast_tokenizer(str(tiny_llm)).backend_tokenizer
+    llm = Reading(tokenizer, Encoding(token_limit=10_000))
+    backbone, reading = build_backbone(f"encoder:{encoder}", str(tiny_llm), llm)
+    assert reading.encoding.token_limit == positions
+    ids = torch.full((1, positions), 5)
+    assert backbone is not None
+    assert backbone(ids, torch.ones_like(ids), torch.ones_like(ids)).isfinite().all()
 
 
 def test_an_explanation_names_the_characters_of_every_token(
@@ -267,6 +295,67 @@ def test_labels_without_token_values_cannot_be_explained(
     assert not (out / "explain.onnx").exists()
     with pytest.raises(ExplainError, match="--token-values false"):
         Explainer(out, read_manifest(out))
+
+
+def test_a_bag_is_not_trained_by_epochs(labels_directory: Path, tmp_path: Path) -> None:
+    with pytest.raises(TrainError, match="a bag has only regressions"):
+        train(Train(labels=labels_directory, out=tmp_path / "b", size="small", epochs=3))
+
+
+def test_the_largest_proxy_of_a_small_model_is_all_of_it(
+    labels_directory: Path, tmp_path: Path
+) -> None:
+    train(Train(labels=labels_directory, out=tmp_path / "b", size="large"))
+    assert read_manifest(tmp_path / "b").proxy.backbone == "layers:3"
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+@pytest.mark.parametrize("epochs", [0, 2])
+def test_a_gpu_gives_the_proxy_that_a_cpu_does(
+    epochs: int, labels_directory: Path, labels: Labels, tmp_path: Path
+) -> None:
+    settings = Train(
+        labels=labels_directory, out=tmp_path / "gpu", backbone="layers:2", epochs=epochs
+    )
+    train(settings)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.cuda, "is_available", lambda: False)
+        train(settings.model_copy(update={"out": tmp_path / "cpu"}))
+    ours, theirs = (
+        predict(OnnxModel(tmp_path / device / "model.onnx"), labels.samples, 2).value
+        for device in ("gpu", "cpu")
+    )
+    assert np.corrcoef(ours[:, 0], theirs[:, 0])[0, 1] > 0.9
+
+
+def test_labels_in_another_unit_are_refused_and_of_another_pool_told(
+    bundle: Path,
+    labels_directory: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    other = Path(shutil.copytree(labels_directory, tmp_path / "labels"))
+    manifest = json.loads((other / "manifest.json").read_text())
+    manifest["labels"]["pool_sha256"] = "0" * 64
+    (other / "manifest.json").write_text(json.dumps(manifest))
+    evaluate(bundle, other, tmp_path / "reports" / "report.html")
+    assert "the labels are of another pool than the bundle's" in capsys.readouterr().err
+    manifest["labels"]["normalisation"] = "NORMALISATION_NONE"
+    (other / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(EvaluationError, match="another normalisation"):
+        evaluate(bundle, other, tmp_path / "report.html")
+
+
+def test_a_place_that_cannot_be_written_shows_before_the_work(
+    bundle: Path, labels_directory: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("")
+    place = tmp_path / "file" / "place"
+    with pytest.raises(CommandError, match="is no directory that may be written to"):
+        train(Train(labels=labels_directory, out=place))
+    with pytest.raises(CommandError, match="is no directory that may be written to"):
+        evaluate(bundle, labels_directory, place)
 
 
 def test_an_existing_bundle_is_never_changed(bundle: Path, labels_directory: Path) -> None:
@@ -344,7 +433,7 @@ def test_a_proxy_can_be_held_against_providers_that_it_does_not_know(
     assert not seen & {rows[index].provider for index in parts["held_out"]}
     out = tmp_path / "bundle"
     settings = Train(labels=labels_directory, out=out, backbone="layers:1", epochs=1)
-    with pytest.raises(CommandError, match="no samples to"):
+    with pytest.raises(CommandError, match="leaves 0 samples to"):
         train(settings.model_copy(update={"split_by": "provider"}))
 
 

@@ -77,7 +77,9 @@ def write_llm(directory: Path, config: PreTrainedConfig, seed: int = 0) -> Path:
     return directory
 
 
-def write_encoder(directory: Path) -> Path:
+def write_encoder(
+    directory: Path, kind: type[PreTrainedConfig] = BertConfig, **settings: object
+) -> Path:
     """Write a random bidirectional encoder with a tokenizer of whole words."""
     tokenizer = Tokenizer(models.WordLevel(unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
@@ -88,14 +90,14 @@ def write_encoder(directory: Path) -> Path:
     tokenizer.enable_truncation(8)
     tokenizer.enable_padding(length=8)
     torch.manual_seed(0)
-    config = BertConfig(
+    config = kind(
         vocab_size=tokenizer.get_vocab_size(),
         hidden_size=128,
         intermediate_size=128,
         num_hidden_layers=2,
         num_attention_heads=4,
         max_position_embeddings=96,
-        pad_token_id=0,
+        **{"pad_token_id": 0} | settings,
     )
     AutoModel.from_config(config).save_pretrained(directory)
     PreTrainedTokenizerFast(

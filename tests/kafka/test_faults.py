@@ -102,6 +102,20 @@ def test_a_metric_that_cannot_be_shown_costs_a_process_and_no_record(
     }
 
 
+def test_a_process_that_cannot_be_started_is_tried_again(stream, tiny_bundle, monkeypatch):
+    lives = kafka_pipeline._Life
+
+    def no_memory(*_):
+        monkeypatch.setattr(kafka_pipeline, "_Life", lives)
+        raise OSError(12, "Cannot allocate memory")
+
+    monkeypatch.setattr(kafka_pipeline, "_Life", no_memory)
+    send(stream.broker, stream.samples, samples(3, stream.partitions))
+    with capture_logs() as logs, running(stream.settings(tiny_bundle)):
+        read(stream.broker, stream.valuations, 3)
+    assert "kafka pipeline failed" in [entry["event"] for entry in logs]
+
+
 def test_a_server_that_is_killed_takes_its_kafka_process_along(stream, tiny_bundle):
     send(stream.broker, stream.samples, samples(3, stream.partitions))
     with running_server(tiny_bundle, *flags(stream.settings(tiny_bundle))) as server:

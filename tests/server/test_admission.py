@@ -77,6 +77,27 @@ def test_says_when_to_come_back(admission: Admission) -> None:
     asyncio.run(main())
 
 
+def test_what_several_engines_hold_is_shown_together(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    async def main() -> None:
+        settings = ServerSettings(bundle=[tmp_path_factory.getbasetemp()])
+        metrics = Metrics(CollectorRegistry())
+        held = metrics.registry.get_sample_value
+        one, other = Admission(settings, metrics), Admission(settings, metrics)
+        await one.samples(7, Priority.STREAM, wait=False)
+        one.show()
+        await other.samples(2, Priority.STREAM, wait=False)
+        await other.tokens(30, Priority.STREAM, wait=False)
+        other.show()
+        assert (held("alinfik_queue_samples"), held("alinfik_queue_tokens")) == (9, 30)
+        other.release(Priority.STREAM, samples=2, tokens=30)
+        other.show()
+        assert (held("alinfik_queue_samples"), held("alinfik_queue_tokens")) == (7, 0)
+
+    asyncio.run(main())
+
+
 def test_a_stream_that_is_overtaken_does_not_make_the_server_look_slow(
     admission: Admission,
 ) -> None:

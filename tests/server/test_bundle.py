@@ -72,6 +72,13 @@ def test_a_missing_file_is_refused(bundle: Path) -> None:
     assert f"{bundle / 'tokenizer.json'} is missing" in refusal(bundle)
 
 
+def test_a_file_that_cannot_be_read_is_refused(bundle: Path) -> None:
+    (bundle / "manifest.json").unlink()
+    # Root may open it too, and nobody may read what is not mapped.
+    (bundle / "manifest.json").symlink_to("/proc/self/mem")
+    assert "cannot be read (Input/output error)" in refusal(bundle)
+
+
 def test_an_unlisted_file_is_refused(bundle: Path) -> None:
     (bundle / "custom_operators.so").write_bytes(b"")
     assert f"{bundle / 'custom_operators.so'} is not part of the bundle" in refusal(bundle)

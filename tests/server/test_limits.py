@@ -71,6 +71,42 @@ def test_a_request_of_too_many_samples_or_bytes_is_told_to_split_and_counted(
     asyncio.run(main())
 
 
+def test_a_stream_s_request_of_too_many_samples_ends_it_with_one_status(tiny_bundle: Path) -> None:
+    """A status for each would be a hundred times as large as the request."""
+
+    async def main() -> None:
+        async with served(tiny_bundle) as (server, stub):
+            stream = stub.ScoreStream()
+            await stream.write(REQUEST)
+            assert (await stream.read()).results[0].HasField("valuation")
+            await stream.write(ScoreRequest(samples=[Sample()] * 1_000_000))
+            with pytest.raises(grpc.aio.AioRpcError):
+                await stream.read()
+            assert await stream.code() is grpc.StatusCode.INVALID_ARGUMENT
+            assert "holds 1000000" in await stream.details()
+            assert refused(server, "request_samples") == 1
+
+    asyncio.run(main())
+
+
+def test_a_stream_s_requests_take_room_by_their_bytes_too(slow_bundle: Path) -> None:
+    async def main() -> None:
+        async with served(slow_bundle, max_request_bytes=1000) as (server, stub):
+            stream = stub.ScoreStream()
+            for number in range(9):
+                text = f"{number} clips {'x' * 800}"
+                await stream.write(ScoreRequest(samples=[Sample(completion=text)]))
+            while not server.registry.get_sample_value("alinfik_workers_busy"):
+                await asyncio.sleep(0)
+            for _ in range(20):
+                assert not server.registry.get_sample_value("alinfik_queue_samples")
+                await asyncio.sleep(0.005)
+            for _ in range(9):
+                assert (await stream.read()).results[0].HasField("valuation")
+
+    asyncio.run(main())
+
+
 def test_a_call_too_many_is_told_when_to_come_back(slow_bundle: Path) -> None:
     async def main() -> None:
         async with served(slow_bundle, max_calls=1) as (server, stub):

@@ -9,7 +9,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from alinfik.server.app import running
-from alinfik.server.bundle import load_bundle
+from alinfik.server.bundle import Bundle, load_bundle
 from alinfik.server.engine import NotRunningError, Priority
 from alinfik.server.errors import InUseError, NotFoundError
 from alinfik.server.metrics import Metrics
@@ -100,6 +100,37 @@ def test_a_bundle_goes_only_when_its_calls_are_over(slow_bundle: Path, tiny_bund
             assert {(await call).bundle_id for call in begun} == {slow}
             await leaving
             assert (await value(registry)).bundle_id == tiny
+
+    asyncio.run(main())
+
+
+def test_a_bundle_goes_to_its_end_although_nobody_waits(
+    slow_bundle: Path, tiny_bundle: Path
+) -> None:
+    async def main() -> None:
+        async with registry_of(tiny_bundle, slow_bundle) as (registry, _):
+            slow = read_manifest(slow_bundle).bundle_id
+            with registry.use(slow) as engine:
+                with pytest.raises(TimeoutError):
+                    await asyncio.wait_for(registry.unload(slow), 0.01)
+                assert len(registry.summaries()) == 1
+                await engine.try_model()
+            await registry.stop()
+            with pytest.raises(NotRunningError):
+                await engine.try_model()
+
+    asyncio.run(main())
+
+
+def test_until_a_bundle_is_active_the_server_is_starting(tiny_bundle: Path) -> None:
+    async def main() -> None:
+        metrics = Metrics(CollectorRegistry())
+        registry = Registry(ServerSettings(bundle=tiny_bundle, workers=1), metrics)
+        await registry.load(load_bundle(tiny_bundle))
+        with pytest.raises(NotRunningError, match="starting"):
+            await value(registry)
+        assert await value(registry, bundle_id=read_manifest(tiny_bundle).bundle_id)
+        await registry.stop()
 
     asyncio.run(main())
 
@@ -266,6 +297,48 @@ def test_a_watched_root_puts_its_newest_bundle_in_service(
             await watch.look()
             assert registry.active_id == read_manifest(new).bundle_id
             assert [one.bundle_id for one in registry.summaries()] == [registry.active_id]
+
+    asyncio.run(main())
+
+
+def test_a_watched_bundle_that_is_being_copied_is_served_once_it_is_whole(
+    tmp_path: Path, tiny_bundle: Path
+) -> None:
+    async def main() -> None:
+        async with registry_of(tiny_bundle) as (registry, _):
+            new = write_tiny_bundle(tmp_path / "new", seed=2, made="2026-01-01T00:00:00Z")
+            (tmp_path / "new" / "model.onnx").rename(tmp_path / "late")
+            watch = BundleWatch(registry, tmp_path, 1.0)
+            await watch.look()
+            assert registry.active_id == read_manifest(tiny_bundle).bundle_id
+            (tmp_path / "late").rename(new / "model.onnx")
+            await watch.look()
+            assert registry.active_id == read_manifest(new).bundle_id
+
+    asyncio.run(main())
+
+
+def test_a_watch_outlives_a_defect(
+    tmp_path: Path, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def main() -> None:
+        async with registry_of(tiny_bundle) as (registry, _):
+            watch = BundleWatch(registry, tmp_path, 0.01)
+            load = registry.load
+
+            async def load_at_second_try(_: Bundle) -> None:
+                monkeypatch.setattr(registry, "load", load)
+                raise MemoryError
+
+            monkeypatch.setattr(registry, "load", load_at_second_try)
+            running = asyncio.create_task(watch.run())
+            write_tiny_bundle(tmp_path / "new", seed=2, made="2026-01-01T00:00:00Z")
+            while registry.load != load:
+                await asyncio.sleep(0.01)
+            new = write_tiny_bundle(tmp_path / "newer", seed=3, made="2026-01-02T00:00:00Z")
+            while registry.active_id != read_manifest(new).bundle_id:
+                await asyncio.sleep(0.01)
+            running.cancel()
 
     asyncio.run(main())
 

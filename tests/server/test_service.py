@@ -106,6 +106,21 @@ def test_every_violation_of_a_request_is_named_by_its_path(tiny_bundle: Path) ->
     asyncio.run(main())
 
 
+def test_what_is_told_of_a_call_fits_the_metadata_that_clients_take(tiny_bundle: Path) -> None:
+    async def main() -> None:
+        async with served(tiny_bundle) as (_, stub):
+            status = await failure(stub.Score(ScoreRequest(samples=[BLANK] * 160)))
+            assert fields(status) == [*(f"samples[{n}].completion" for n in range(40)), "samples"]
+            assert "and 157 more" in status.message
+            assert "120 more" in detail(status, BadRequest).field_violations[-1].description
+            unknown = ScoreRequest(samples=[CLIPS], bundle_id="é" * 100_000)
+            status = await failure(stub.Score(unknown))
+            assert status.code == grpc.StatusCode.NOT_FOUND.value[0]
+            assert detail(status, ResourceInfo).resource_name == f"{'é' * 64}…"
+
+    asyncio.run(main())
+
+
 def test_partial_success_gives_each_sample_its_own_outcome(tiny_bundle: Path) -> None:
     async def main() -> None:
         async with served(tiny_bundle) as (_, stub):
@@ -211,17 +226,15 @@ def test_a_stream_answers_every_request_in_order_and_survives_bad_ones(tiny_bund
             ScoreRequest(samples=[CLIPS, BLANK]),
             ScoreRequest(),
             ScoreRequest(samples=[CLIPS], targets=["tennis"]),
-            ScoreRequest(samples=[CLIPS] * 3),
             *(ScoreRequest(samples=[Sample(id=str(n), completion="x " * n)]) for n in range(1, 90)),
         ]
-        async with served(tiny_bundle, max_samples_per_request=2, stream_samples=8) as (_, stub):
+        async with served(tiny_bundle, stream_samples=8) as (_, stub):
             responses = [response async for response in stub.ScoreStream(iter(requests))]
-        mixed, empty, unknown, many, *rest = responses
+        mixed, empty, unknown, *rest = responses
         assert mixed.results[0].valuation.sample_id == "clips"
         assert fields(mixed.results[1].error) == ["samples[1].completion"]
         assert empty == ScoreResponse()
         assert [r.error.code for r in unknown.results] == [grpc.StatusCode.NOT_FOUND.value[0]]
-        assert [fields(result.error) for result in many.results] == [["samples"]] * 3
         ids = [response.results[0].valuation.sample_id for response in rest]
         assert ids == [str(n) for n in range(1, 90)]
 

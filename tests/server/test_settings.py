@@ -24,6 +24,17 @@ def test_a_watch_needs_a_root() -> None:
         ServerSettings(bundle=Path("b"), watch_seconds=1)
 
 
+def test_a_bundle_root_is_a_directory(tmp_path: Path) -> None:
+    with pytest.raises(ValidationError, match="typo is no directory"):
+        ServerSettings(bundle=Path("b"), bundle_root=tmp_path / "typo")
+
+
+@pytest.mark.parametrize("twice", ["kafka_output", "kafka_dead_letters"])
+def test_the_server_does_not_read_what_it_writes(twice: str) -> None:
+    with pytest.raises(ValidationError, match="must be three topics"):
+        ServerSettings(bundle=Path("b"), kafka_bootstrap="b:9092", **{twice: "samples"})
+
+
 def test_a_request_that_could_never_be_queued_is_refused() -> None:
     with pytest.raises(ValidationError, match="no such request could ever be queued"):
         ServerSettings(bundle=Path("b"), queue_samples=10, max_samples_per_request=11)

@@ -130,7 +130,10 @@ class Batch:
         bad: dict[int, list[str]] = {}
         for field, description in error.violations:
             place = re.match(r"samples\[(\d+)\]\.", field)
-            if place is None or int(place[1]) >= len(self.samples):
+            if place is None:
+                # Of all samples: how many more are bad than the server tells.
+                continue
+            if int(place[1]) >= len(self.samples):
                 return error
             bad.setdefault(int(place[1]), []).append(f"{field[place.end() :]} {description}")
         if not bad:

@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from alinfik.client.dead_letters import DeadLetter
+from alinfik.client.visible import printable
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -60,13 +61,6 @@ def letter_table(letters: Iterable[DeadLetter], caption: str) -> Table:
         ]
         shown.add_row(*(Text(printable(cell)) for cell in cells))
     return shown
-
-
-def printable(text: str) -> str:
-    """``text`` with what a terminal would obey written as Python escapes it."""
-    return "".join(
-        character if character.isprintable() else ascii(character)[1:-1] for character in text
-    )
 
 
 def _time(timestamp: int) -> str:

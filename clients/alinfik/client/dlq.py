@@ -20,11 +20,12 @@ from rich.console import Console
 from rich.prompt import Confirm
 
 from alinfik.client.connection import SETTINGS
-from alinfik.client.dead_letter_output import letter_json, letter_table, printable
+from alinfik.client.dead_letter_output import letter_json, letter_table
 from alinfik.client.dead_letter_topic import DeadLetterTopic
 from alinfik.client.dead_letters import DeadLetter, Place, Selection
 from alinfik.client.kafka_connection import KafkaConnection
 from alinfik.client.resubmit import Plan, Survey, send, survey
+from alinfik.client.visible import printable
 from alinfik.command import CommandError, FailedError, progress
 
 # What a terminal's reader looks at; the rest is for --limit, or a file.

@@ -11,6 +11,7 @@ from alinfik.client.errors import InvalidSamplesError
 from alinfik.client.samples import read_samples
 from alinfik.client.sync import Client
 from alinfik.client.tally import Tally
+from alinfik.client.visible import pictured, printable
 from alinfik.v1 import Explanation, Sample, TokenValue
 
 # Fainter than this share of the strongest token is as good as nothing, and stays uncoloured.
@@ -82,15 +83,15 @@ def coloured(sample: Sample, explanation: Explanation) -> Text:
             values[token.field, token.start, token.end] += token.values[0]
     strongest = max(map(abs, values.values()), default=0.0)
     texts = {
-        TokenValue.FIELD_PROMPT: Text(sample.prompt),
-        TokenValue.FIELD_COMPLETION: Text(sample.completion),
+        TokenValue.FIELD_PROMPT: Text(pictured(sample.prompt)),
+        TokenValue.FIELD_COMPLETION: Text(pictured(sample.completion)),
     }
     for (field, start, end), value in values.items():
         if abs(value) > _FAINTEST * strongest:
             texts[TokenValue.Field.ValueType(field)].stylize(_style(value / strongest), start, end)
     target = f" for {explanation.targets[0]}, strongest token {strongest:.3g}"
     cut = ", truncated" if explanation.truncated else ""
-    heading = Text(f"{sample.id}{target}{cut}", style="bold")
+    heading = Text(f"{printable(sample.id)}{target}{cut}", style="bold")
     return Text("\n").join([heading, *(text for text in texts.values() if text.plain)])
 
 

@@ -90,15 +90,18 @@ def watch(
 
     Raises:
         CommandError: the topic is missing or holds something else, or kafka-python is missing.
-        FailedError: no broker answers.
+        FailedError: no broker answers, or it does not let us read.
     """
     brokers = Brokers(bootstrap, security or {})
     brokers.check_topic(topic)
-    consumer = brokers.consumer(topic, from_beginning=from_beginning)
+    with brokers.answering():
+        consumer = brokers.consumer(topic, from_beginning=from_beginning)
     try:
         seen = 0
         while count is None or seen < count:
-            for records in consumer.poll(POLL_MS).values():
+            with brokers.answering():
+                polled = consumer.poll(POLL_MS)
+            for records in polled.values():
                 for record in records:
                     if seen == count:
                         return

@@ -8,6 +8,7 @@ from rich.text import Text
 
 from alinfik.client.batches import Scored
 from alinfik.client.errors import SampleError
+from alinfik.client.visible import printable
 from alinfik.v1 import Valuation
 
 
@@ -71,7 +72,9 @@ def table(valuations: Collection[Valuation], caption: str) -> Table:
 
 def _cells(valuation: Valuation, targets: list[str]) -> list[str | Text]:
     # Text: a caller's id is shown as it is, never read as the console's markup.
-    cells: list[str | Text] = [Text(valuation.sample_id), Text(valuation.provider)]
+    cells: list[str | Text] = [
+        Text(printable(name)) for name in (valuation.sample_id, valuation.provider)
+    ]
     values = {value.target: value for value in valuation.values}
     for target in targets:
         if value := values.get(target):

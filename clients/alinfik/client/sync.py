@@ -116,7 +116,8 @@ class Client:
             One valuation a sample, in the order of ``samples``.
 
         Raises:
-            InvalidSamplesError: names every bad sample of the first request that has one.
+            InvalidSamplesError: names the bad samples of the first request that has one, forty at
+                most.
         """
         values: list[Valuation] = []
         for batch in batches(samples):
@@ -178,7 +179,8 @@ class Client:
             One explanation a sample, in the order of ``samples``.
 
         Raises:
-            InvalidSamplesError: names every bad sample of the first request that has one.
+            InvalidSamplesError: names the bad samples of the first request that has one, forty at
+                most.
             FailedPreconditionError: the bundle was made without token values.
         """
         explanations: list[Explanation] = []

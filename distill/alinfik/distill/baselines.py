@@ -38,5 +38,5 @@ def tfidf_scores(training: Labels, labels: Labels) -> Floats:
     vectors = TfidfVectorizer(sublinear_tf=True, ngram_range=(1, 2), token_pattern=words)
     known = vectors.fit_transform(texts(training))
     ranks = rankdata(training.values, axis=0) / len(training)
-    fitted = RidgeCV(_PENALTIES).fit(known, ranks)
+    fitted = RidgeCV(_PENALTIES, alpha_per_target=True).fit(known, ranks)
     return fitted.predict(vectors.transform(texts(labels))).reshape(len(labels), -1)

@@ -3,6 +3,7 @@
 All of it is arithmetic inside the exported graph: the server only runs it.
 """
 
+import copy
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,8 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from alinfik.distill.intervals import Spread
-from alinfik.distill.losses import Reduction
 from alinfik.distill.proxy import Estimate
+from alinfik.distill.settings import Reduction
 from alinfik.distill.strangeness import Strangeness
 from alinfik.distill.values import TokenSplit
 
@@ -96,8 +97,9 @@ class Scales:
     tokens: FittedScale | None
 
     def to(self, device: torch.device) -> "Scales":
-        """Return both on a device."""
-        return Scales(self.samples.to(device), self.tokens and self.tokens.to(device))
+        """Return copies of both on a device; these stay where they are."""
+        samples, tokens = copy.deepcopy((self.samples, self.tokens))
+        return Scales(samples.to(device), tokens and tokens.to(device))
 
 
 class ServedModel(nn.Module):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from alinfik.command import FailedError
+from alinfik.command import CommandError, FailedError
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 # safetensors gives no number, but in its message.
@@ -19,10 +19,27 @@ class DiskFullError(FailedError):
     """A file that there is no room for; what was written before it is whole."""
 
 
+def cache_directory() -> Path:
+    """Where converted models and other derived files are kept between runs."""
+    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "alinfik"
+
+
 def remove_leftovers(path: Path) -> None:
     """Delete what processes that were killed while they wrote a file left beside it."""
     for leftover in path.parent.glob(f".{path.name}.*"):
         leftover.unlink(missing_ok=True)
+
+
+def check_place(path: Path) -> None:
+    """See before hours of work that ``path`` can be written after them; nothing is made.
+
+    Raises:
+        CommandError: it cannot.
+    """
+    place = path.absolute()
+    there = next(one for one in (place, *place.parents) if one.exists())
+    if (there != place and not there.is_dir()) or not os.access(there, os.W_OK):
+        raise CommandError(f"{path}: {there} is no directory that may be written to")
 
 
 @contextmanager

@@ -80,7 +80,6 @@ def distil(
     if network is not None and plan.epochs:
         training, validation = data.take(parts["train"]), data.take(parts["validation"])
         scales = fit(network, training, validation, plan, checkpoint)
-        checkpoint.discard()
     trained = scales is not None
     known_data = data.take(rest)
     scales = (scales or learn_scales(known_data)).to(torch.device("cpu"))
@@ -95,13 +94,15 @@ def distil(
         if trained:
             judged = sorted(parts["validation"] + parts["calibration"])
             heard = heard[np.searchsorted(rest, judged)]
-            found = estimate(network, data.take(judged).samples, plan.pad_id)
+            fold = folds(labels.take(judged).rows, plan.split_by, _FOLDS)
+            found = estimate(network, data.take(judged).samples, plan)
         else:
-            found = cross_fit(network, known_data, scales.to(choose_device()), fold, plan.pad_id)
+            on_device = scales.to(choose_device())
+            found = cross_fit(network, known_data, on_device, fold, plan.batch_tokens, plan.pad_id)
         fitted = scales.samples.fit_labels(data.labels[judged])
         proxy, found = blend(network, found, words, heard, fitted)
     residuals = scales.samples.restore(found.samples).double().numpy() - data.labels[judged]
-    spread, half_width = calibrated(described(found).double().numpy(), residuals)
+    spread, half_width = calibrated(described(found).double().numpy(), residuals, fold)
     encoder = Encoder(reading.tokenizer, reading.encoding)
     strangeness = learn_strangeness(encoder, labels.take(rest).rows)
     served = ServedModel(proxy, scales.samples, spread, half_width, strangeness)

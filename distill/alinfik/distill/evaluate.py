@@ -1,53 +1,34 @@
 """`alinfik-distill evaluate`: measures a bundle on labels that it was not distilled from."""
 
+import sys
 from pathlib import Path
 
-from google.protobuf import json_format
-from pydantic import Field
-from pydantic_settings import BaseSettings
 from tokenizers import Tokenizer
 
 from alinfik.distill.bundle import EXPLAIN, MODEL, TOKENIZER, read_manifest
+from alinfik.distill.disk import check_place
 from alinfik.distill.encoding import Encoder
 from alinfik.distill.explain import Explainer
 from alinfik.distill.export import OnnxModel
 from alinfik.distill.labels import read_labels
 from alinfik.distill.measure import EvaluationError, measure, predict
 from alinfik.distill.report import write_report
-from alinfik.distill.settings import SETTINGS
-from alinfik.distill.splits import SplitBy, known, split
-from alinfik.v1 import Metrics
-
-
-class Evaluate(BaseSettings):
-    """Measure a bundle on labels that it was not distilled from; write a report to read."""
-
-    model_config = SETTINGS
-
-    bundle: Path = Field(description="bundle directory")
-    labels: Path = Field(description="labels directory; the samples held out from it are used")
-    report: Path = Field(description="HTML file to write")
-
-    def cli_cmd(self) -> None:
-        """Run the command; the metrics go to standard output as JSON."""
-        metrics = evaluate(self.bundle, self.labels, self.report)
-        print(json_format.MessageToJson(metrics, preserving_proto_field_name=True))
+from alinfik.distill.settings import SplitBy
+from alinfik.distill.splits import known, split
+from alinfik.v1 import BundleManifest, Metrics
 
 
 def evaluate(bundle: Path, labels_directory: Path, report: Path) -> Metrics:
     """Measure ``bundle`` on the held-out part of labels and write the report.
 
     Raises:
-        CommandError: no bundle, no labels, or labels of other targets.
+        CommandError: no bundle, no labels, labels of other targets or in another unit, or a place
+            where no report can be written.
     """
     manifest = read_manifest(bundle)
+    check_place(report)
     labels = read_labels(labels_directory)
-    names = [target.name for target in manifest.targets]
-    if labels.names != names:
-        raise EvaluationError(
-            f"{bundle} is for the targets {', '.join(names)} and {labels_directory} holds labels "
-            f"for {', '.join(labels.names)}"
-        )
+    _check(bundle, manifest, labels_directory, labels.manifest)
     encoder = Encoder(Tokenizer.from_file(str(bundle / TOKENIZER)), manifest.encoding)
     by: SplitBy = "provider" if manifest.proxy.split_by == "provider" else "group"
     parts = split(labels.rows, by)
@@ -59,5 +40,39 @@ def evaluate(bundle: Path, labels_directory: Path, report: Path) -> Metrics:
     metrics.int8_spearman = manifest.metrics.int8_spearman
     manifest.metrics.CopyFrom(metrics)
     explainer = Explainer(bundle, manifest) if EXPLAIN in manifest.files else None
+    report.parent.mkdir(parents=True, exist_ok=True)
     write_report(report, manifest, held_out, predictions, explainer)
     return metrics
+
+
+def _check(bundle: Path, ours: BundleManifest, directory: Path, theirs: BundleManifest) -> None:
+    """Refuse labels that values cannot be compared with; tell of those that are not the bundle's.
+
+    Raises:
+        EvaluationError: their targets or their unit are others.
+    """
+    names, labelled = ([target.name for target in one.targets] for one in (ours, theirs))
+    if labelled != names:
+        raise EvaluationError(
+            f"{bundle} is for the targets {', '.join(names)} and {directory} holds labels for "
+            f"{', '.join(labelled)}"
+        )
+    for field in ("normalisation", "loss_reduction"):
+        if getattr(ours.labels, field) != getattr(theirs.labels, field):
+            raise EvaluationError(
+                f"{directory} holds labels of another {field.replace('_', ' ')} than {bundle} was "
+                "distilled from: its values are in another unit"
+            )
+    shas = ([target.sha256 for target in one.targets] for one in (ours, theirs))
+    changed = {
+        "of another language model": ours.language_model.sha256 != theirs.language_model.sha256,
+        "for other targets": next(shas) != next(shas),
+        "of another pool": ours.labels.pool_sha256 != theirs.labels.pool_sha256,
+    }
+    if differences := [what for what, other in changed.items() if other]:
+        print(
+            f"the labels are {' and '.join(differences)} than the bundle's; where the pool is "
+            "another, copies of what the bundle was distilled from may be among what it is "
+            "measured on",
+            file=sys.stderr,
+        )

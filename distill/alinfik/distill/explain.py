@@ -1,15 +1,12 @@
 """`alinfik-distill explain`: which tokens of a sample make its value."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import AfterValidator, Field
-from pydantic_settings import BaseSettings
 from tokenizers import Tokenizer
 
 from alinfik.command import CommandError
@@ -17,8 +14,7 @@ from alinfik.distill.batches import pad
 from alinfik.distill.bundle import EXPLAIN, TOKENIZER, read_manifest
 from alinfik.distill.encoding import Encoder, Spans
 from alinfik.distill.export import TokenOnnxModel
-from alinfik.distill.samples import Row, check_fields, read_rows
-from alinfik.distill.settings import SETTINGS
+from alinfik.distill.samples import Row, read_rows
 from alinfik.v1 import LOSS_REDUCTION_MEAN, TOKEN_SPLIT_LOSS, BundleManifest
 
 Floats = NDArray[np.float64]
@@ -83,34 +79,23 @@ class Explainer:
             yield Explanation(rows[index], values, spans, token_values, sample.truncated)
 
 
-class Explain(BaseSettings):
-    """Say which tokens of a sample make its value, as JSON Lines on standard output.
+def explain(bundle: Path, samples: str, fields: Mapping[str, str]) -> None:
+    """Print an explanation of every sample, a line of JSON each.
 
-    A token's `field` is `prompt` or `completion`, and `start` and `end` are its characters there. A
-    start or end token, which stands for no character, has the field `added`. With labels of the
-    mean loss, the sample's value is the mean of its tokens' values; of the summed loss, their sum.
+    Args:
+        bundle: its directory.
+        samples: as `read_rows` takes it.
+        fields: likewise.
+
+    Raises:
+        CommandError: no bundle, none that explains, or a row that is no sample.
     """
-
-    model_config = SETTINGS
-
-    bundle: Path = Field(description="bundle directory")
-    samples: str = Field(
-        description="samples to explain: .jsonl and .csv, also .gz, .parquet, or hf:DATASET[:SPLIT]"
-    )
-    fields: Annotated[dict[str, str], AfterValidator(check_fields)] = Field(
-        default={},
-        description="OURS=THEIRS: where columns have other names than id, provider, prompt, "
-        "completion and group, as in id=uid,completion=answer",
-    )
-
-    def cli_cmd(self) -> None:
-        """Run the command."""
-        manifest = read_manifest(self.bundle)
-        names = [target.name for target in manifest.targets]
-        explainer = Explainer(self.bundle, manifest)
-        for row in read_rows(self.samples, self.fields):
-            for explanation in explainer.explain([row]):
-                print(json.dumps(_record(explanation, names), ensure_ascii=False))
+    manifest = read_manifest(bundle)
+    names = [target.name for target in manifest.targets]
+    explainer = Explainer(bundle, manifest)
+    for row in read_rows(samples, fields):
+        for explanation in explainer.explain([row]):
+            print(json.dumps(_record(explanation, names), ensure_ascii=False))
 
 
 def _record(explanation: Explanation, names: list[str]) -> dict[str, object]:

@@ -72,7 +72,9 @@ def _run(
 
 
 def export_onnx(model: ServedModel, example: Batch, path: Path) -> None:
-    """Write ``model`` to ``path`` with dynamic batch and length, as one file.
+    """Write ``model`` to ``path`` with dynamic batch and length.
+
+    Weights of more than 1.5 GiB are in a file beside it, `….data`.
 
     Args:
         model: in evaluation mode, on the CPU.
@@ -83,7 +85,7 @@ def export_onnx(model: ServedModel, example: Batch, path: Path) -> None:
 
 
 def export_tokens(model: TokenModel, example: Batch, path: Path) -> None:
-    """Write a model that gives token values, with dynamic batch and length, as one file.
+    """Write a model that gives token values, as `export_onnx` writes one that gives values.
 
     Raises:
         ExportError: ONNX Runtime does not give what torch gives.

@@ -21,9 +21,9 @@ from alinfik.distill.checkpoint import Checkpoint, State
 from alinfik.distill.encoding import Encoded
 from alinfik.distill.llm import choose_dtype
 from alinfik.distill.probe import fit_probes
-from alinfik.distill.proxy import Estimate, Proxy
+from alinfik.distill.proxy import Correction, Estimate, Proxy
 from alinfik.distill.ranks import spearman
-from alinfik.distill.splits import SplitBy
+from alinfik.distill.settings import SplitBy
 from alinfik.distill.training_data import Training, token_targets
 
 Floats = NDArray[np.float64]
@@ -68,14 +68,16 @@ def fit(
     Returns:
         None where that is the regressions, which had better be fitted to more samples.
     """
+    proxy.correction = Correction(proxy.backbone.width, data.labels.shape[1]).to(
+        next(proxy.parameters()).device
+    )
     run = _Run(proxy, data, plan)
-    proxy.corrects = True
     if state := checkpoint.load():
         run.restore(state["run"])
         first, best, best_epoch = state["epoch"], state["best"], state["best_epoch"]
         best_weights = state["best_weights"]
     else:
-        fit_probes(proxy, data, run.scales, plan.pad_id)
+        fit_probes(proxy, data, run.scales, plan.batch_tokens, plan.pad_id)
         best = _rank_correlation(proxy, validation, plan)
         first, best_epoch, best_weights = 0, -1, _copy(proxy.state_dict())
     with progress("train", plan.epochs * len(data.samples)) as advance:
@@ -100,9 +102,11 @@ def fit(
                 }
             )
     proxy.load_state_dict(best_weights)
-    proxy.corrects = best_epoch >= 0
     proxy.eval()
-    return run.scales if best_epoch >= 0 else None
+    if best_epoch >= 0:
+        return run.scales
+    proxy.correction = None
+    return None
 
 
 def learn_scales(data: Training) -> Scales:
@@ -177,7 +181,7 @@ def _copy(weights: State) -> State:
 
 def _rank_correlation(proxy: Proxy, data: Training, plan: Plan) -> float:
     """Spearman's correlation of estimates with labels, in the mean over targets."""
-    estimates = estimate(proxy, data.samples, plan.pad_id).samples.numpy()
+    estimates = estimate(proxy, data.samples, plan).samples.numpy()
     found = [
         spearman(estimates[:, target], data.labels[:, target])
         for target in range(data.labels.shape[1])
@@ -186,12 +190,12 @@ def _rank_correlation(proxy: Proxy, data: Training, plan: Plan) -> float:
 
 
 @torch.no_grad()
-def estimate(proxy: Proxy, samples: Sequence[Encoded], pad_id: int) -> Estimate:
+def estimate(proxy: Proxy, samples: Sequence[Encoded], plan: Plan) -> Estimate:
     """Return what the proxy says of samples, without tokens, in their order and on the CPU."""
     device = next(proxy.parameters()).device
     order: list[int] = []
     parts: list[tuple[Tensor, ...]] = []
-    for batch in batched_by_length(samples, padded_tokens=2048, pad_id=pad_id):
+    for batch in batched_by_length(samples, plan.batch_tokens, plan.pad_id):
         here = batch.to(device)
         found: Estimate = proxy(here.input_ids, here.attention_mask, here.completion_mask)
         parts.append((found.samples.cpu(), found.features.cpu(), found.lengths.cpu()))

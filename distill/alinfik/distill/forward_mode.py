@@ -16,7 +16,8 @@ from torch.func import jvp, vmap
 from transformers import PreTrainedModel
 
 from alinfik.distill.batches import Batch
-from alinfik.distill.losses import Parameters, Reduction, reduce_tokens, token_losses
+from alinfik.distill.losses import Parameters, reduce_tokens, token_losses
+from alinfik.distill.settings import Reduction
 from alinfik.distill.values import TokenSplit, Values
 
 

@@ -8,6 +8,7 @@ the multiple of it that covers is found on samples that a regression fitted to t
 """
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -18,7 +19,6 @@ Floats = NDArray[np.float64]
 
 COVERAGE = 0.9
 
-_FOLDS = 5
 # Of a middling root: no regression on a few hundred samples can promise less.
 _FLOOR = 0.2
 _PENALTIES = np.logspace(0, 6, 13)
@@ -56,16 +56,18 @@ class Spread(nn.Module):
         return roots.clamp(min=_FLOOR).square()
 
 
-def calibrated(features: Floats, residuals: Floats) -> tuple[Spread, Floats]:
+def calibrated(features: Floats, residuals: Floats, folds: Sequence[int]) -> tuple[Spread, Floats]:
     """Return how wide a sample's intervals are to be, and the half-width [K] of a middling one.
 
     Args:
-        features: [N, F], of samples that the proxy was not trained on, in random order.
+        features: [N, F], of samples that the proxy was not trained on.
         residuals: [N, K], of the same.
+        folds: N, the number of each sample's fold; what is alike is in one.
     """
     scores = np.empty_like(residuals)
-    for fold in range(_FOLDS):
-        judged = np.arange(len(residuals)) % _FOLDS == fold
+    number = np.array(folds)
+    for fold in set(folds):
+        judged = number == fold
         spread = Spread(features[~judged], residuals[~judged])
         sizes = spread(torch.tensor(features[judged], dtype=torch.float32)).double().numpy()
         scores[judged] = np.abs(residuals[judged]) / sizes

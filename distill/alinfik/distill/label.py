@@ -3,186 +3,34 @@
 import itertools
 import math
 import platform
-import re
 import sys
 from collections.abc import Generator, Iterator
 from contextlib import closing
 from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.metadata import version
-from pathlib import Path
-from typing import Annotated, Literal, Self
 
 import pyarrow as pa
-from pydantic import AfterValidator, Field, model_validator
-from pydantic_settings import BaseSettings
 
 from alinfik.command import progress
 from alinfik.command.progress import Advance
 from alinfik.distill.ceiling import ceilings
+from alinfik.distill.commands import Label
+from alinfik.distill.disk import check_place
 from alinfik.distill.gradient_cache import GradientCache
 from alinfik.distill.labeller import Job
 from alinfik.distill.labels import LabelsWriter
-from alinfik.distill.llm import LLM, cache_directory
-from alinfik.distill.losses import Reduction
+from alinfik.distill.llm import LLM
 from alinfik.distill.provenance import fingerprint_of, manifest_of
 from alinfik.distill.ray_shards import label_on_ray
-from alinfik.distill.recipe import Mode, Recipe
-from alinfik.distill.samples import BadRows, DataError, Row, check_fields, read_pool, read_rows
-from alinfik.distill.settings import SETTINGS
+from alinfik.distill.recipe import Recipe
+from alinfik.distill.samples import BadRows, DataError, Row, read_pool, read_rows
 from alinfik.distill.shards import Shard, label_here, label_in_processes, local_devices
 from alinfik.distill.survey import Survey, survey
 from alinfik.distill.target import target_gradients
-from alinfik.distill.values import Normalisation
 from alinfik.v1 import BundleManifest, Target
 
 _RECORDED_PACKAGES = ("alinfik", "torch", "transformers", "tokenizers", "pyarrow")
-
-
-def _check_target_names(targets: dict[str, str]) -> dict[str, str]:
-    if not targets:
-        raise ValueError("name at least one target, as in --target gsm8k=target.jsonl")
-    for name in targets:
-        if not re.fullmatch(r"[a-z][a-z0-9_-]{0,62}", name):
-            raise ValueError(
-                f"the target name {name!r} should be lower-case letters, digits, '_' and '-', and "
-                "start with a letter"
-            )
-    return targets
-
-
-class Label(BaseSettings):
-    """Value every sample of a pool against one or more targets, exactly, by the LLM's gradients.
-
-    Interrupted, it goes on where it stopped when it is started again with the same settings.
-    """
-
-    model_config = SETTINGS
-
-    model: str = Field(description="the LLM: a Hugging Face id, a directory, or a .gguf file")
-    adapter: str | None = Field(
-        default=None,
-        description="PEFT adapter on top of the LLM, such as LoRA: a Hugging Face id or a "
-        "directory; its parameters alone count then, as in training it",
-    )
-    template: str = Field(
-        default="plain",
-        description="how prompt and completion are laid out: `plain`, a line each; `chat`, the "
-        "LLM's own chat template; or a text such as 'Q: {prompt} A: {completion}'",
-    )
-    target: Annotated[dict[str, str], AfterValidator(_check_target_names)] = Field(
-        description="NAME=FILE, once a target: samples of what the LLM should get better at"
-    )
-    pool: list[str] = Field(
-        min_length=1,
-        description="samples to value: .jsonl and .csv, also .gz, .parquet, or hf:DATASET[:SPLIT]",
-    )
-    fields: Annotated[dict[str, str], AfterValidator(check_fields)] = Field(
-        default={},
-        description="OURS=THEIRS: where columns have other names than id, provider, prompt, "
-        "completion and group, as in id=uid,completion=answer",
-    )
-    on_bad_row: Literal["fail", "skip"] = Field(
-        default="fail",
-        description="`skip` leaves rows out that are no samples, and counts them by reason",
-    )
-    out: Path = Field(description="labels directory to write, or to go on with")
-    normalisation: Normalisation = Field(
-        default="tensor",
-        description="what the inner product is divided by: `tensor`, each tensor's two norms; "
-        "`global`, the gradients' norms, which gives their cosine; `none`, nothing: the plain "
-        "kernel, in nats per unit learning rate",
-    )
-    loss_reduction: Reduction = Field(
-        default="mean",
-        description="how a sample's loss is made of its tokens' losses; `sum` where long samples "
-        "should count for more",
-    )
-    parameters: str = Field(
-        default="all",
-        description="whose gradients count: `all`, `last:N` for the last N layers, or a regular "
-        "expression over parameter names; fewer are quicker and rank less well",
-    )
-    mode: Mode = Field(
-        default="reverse",
-        description="`reverse` serves many targets in one pass and every normalisation, and splits "
-        "labels by position; `forward` gives the plain kernel alone, and splits by loss token",
-    )
-    token_values: bool = Field(
-        default=True,
-        description="keep each token's share of the label, which distillation learns from; in "
-        "reverse they cost up to a forward pass a target",
-    )
-    token_limit: int | None = Field(
-        default=None,
-        ge=8,
-        description="tokens a sample, prompt included; longer samples are cut. By default 512, or "
-        "as many as the LLM has positions",
-    )
-    dtype: Literal["auto", "float32", "bfloat16", "float64"] = Field(
-        default="auto",
-        description="of weights and gradients; `auto` is what the device is quick in",
-    )
-    cache: Path = Field(
-        default=cache_directory() / "gradients",
-        description="directory for targets' gradients, as large as the LLM each; may be deleted",
-    )
-    batch_tokens: int = Field(
-        default=1024,
-        ge=1,
-        description="tokens a batch, padding included; raise it on a GPU with memory to spare",
-    )
-    shard_samples: int = Field(
-        default=256, ge=1, description="samples a Parquet shard: what an interruption can cost"
-    )
-
-    ceiling_samples: int = Field(
-        default=100,
-        ge=0,
-        description="samples of the pool to label by halves of each target, to see how well labels "
-        "can be trusted and whether the target is large enough; 0 leaves it out",
-    )
-
-    engine: Literal["local", "ray"] = Field(
-        default="local",
-        description="`ray` labels on every machine of the cluster that RAY_ADDRESS names",
-    )
-    workers: int | None = Field(
-        default=None,
-        ge=1,
-        description="copies of the LLM that label side by side; by default one a GPU, else one a "
-        "machine",
-    )
-
-    @model_validator(mode="after")
-    def _forward_mode_gives_no_norms(self) -> Self:
-        if self.mode == "forward" and self.normalisation != "none":
-            raise ValueError(
-                f"--mode forward gives no gradient norms, which --normalisation "
-                f"{self.normalisation} divides by; use --mode reverse or --normalisation none"
-            )
-        return self
-
-    @property
-    def recipe(self) -> Recipe:
-        """How the labels are made."""
-        return Recipe(
-            model=self.model,
-            adapter=self.adapter,
-            template=self.template,
-            token_limit=self.token_limit,
-            dtype=self.dtype,
-            mode=self.mode,
-            normalisation=self.normalisation,
-            reduction=self.loss_reduction,
-            parameters=self.parameters,
-            token_values=self.token_values,
-            batch_tokens=self.batch_tokens,
-        )
-
-    def cli_cmd(self) -> None:
-        """Run the command."""
-        label(self)
 
 
 def label(settings: Label) -> None:
@@ -191,14 +39,16 @@ def label(settings: Label) -> None:
     Raises:
         CommandError: bad data, a bad model, or an output directory of another run.
     """
+    check_place(settings.out)
     targets = {name: _read_target(source, settings) for name, source in settings.target.items()}
     pool = _survey(settings, targets)
-    recipe = settings.recipe
+    recipe = _recipe(settings)
     llm = recipe.load_llm()
     # What `auto` means here it must mean on every worker.
     recipe = replace(recipe, dtype=str(llm.model.dtype).removeprefix("torch."))
     manifest = manifest_of(recipe, llm, targets)
     manifest.labels.sample_count = pool.size
+    manifest.labels.pool_sha256 = pool.sha256
     writer = LabelsWriter(
         settings.out,
         fingerprint=fingerprint_of(recipe, manifest, pool.sha256, settings.shard_samples),
@@ -225,6 +75,22 @@ def label(settings: Label) -> None:
                     writer.write_shard(number, table)
     _measure_ceilings(settings, llm, recipe, targets, manifest)
     writer.finish(manifest)
+
+
+def _recipe(settings: Label) -> Recipe:
+    return Recipe(
+        model=settings.model,
+        adapter=settings.adapter,
+        template=settings.template,
+        token_limit=settings.token_limit,
+        dtype=settings.dtype,
+        mode=settings.mode,
+        normalisation=settings.normalisation,
+        reduction=settings.loss_reduction,
+        parameters=settings.parameters,
+        token_values=settings.token_values,
+        batch_tokens=settings.batch_tokens,
+    )
 
 
 def _measure_ceilings(
@@ -270,8 +136,7 @@ def _survey(settings: Label, targets: dict[str, list[Row]]) -> Survey:
     """Read the whole pool: a bad row should show before an hour of gradients, not after."""
     bad_rows = _bad_rows(settings)
     pool = survey(read_pool(settings.pool, settings.fields, bad_rows), targets)
-    for line in bad_rows.report() if bad_rows else ():
-        print(line, file=sys.stderr)
+    _report(bad_rows)
     if pool.size == 0:
         raise DataError(f"the pool is empty: {', '.join(settings.pool)}")
     for name, count in pool.shared.items():
@@ -310,8 +175,16 @@ def _bad_rows(settings: Label) -> BadRows | None:
     return BadRows() if settings.on_bad_row == "skip" else None
 
 
+def _report(bad_rows: BadRows | None) -> None:
+    for line in bad_rows.report() if bad_rows else ():
+        print(line, file=sys.stderr)
+
+
 def _read_target(source: str, settings: Label) -> list[Row]:
-    rows = list(read_rows(source, settings.fields, _bad_rows(settings)))
+    bad_rows = _bad_rows(settings)
+    fields = settings.fields if settings.target_fields is None else settings.target_fields
+    rows = list(read_rows(source, fields, bad_rows))
+    _report(bad_rows)
     if not rows:
         raise DataError(f"the target {source} is empty")
     return rows

@@ -73,6 +73,8 @@ class LabelsWriter:
         self, directory: Path, fingerprint: dict[str, object], record: dict[str, object]
     ) -> None:
         self._directory = directory
+        if directory.exists() and not directory.is_dir():
+            raise LabelsError(f"{directory} is no directory; give --out another name")
         directory.mkdir(parents=True, exist_ok=True)
         run = directory / RUN
         for path in (run, directory / MANIFEST, directory / "part-*.parquet"):
@@ -196,5 +198,7 @@ def read_labels(directory: Path) -> Labels:
         )
     manifest = json_format.Parse((directory / MANIFEST).read_text(), BundleManifest())
     model = json.loads((directory / RUN).read_text())["settings"]["model"]
-    shards = sorted(directory.glob("part-*.parquet"))
-    return Labels(manifest, model, pa.concat_tables([pq.read_table(shard) for shard in shards]))
+    shards = [pq.read_table(path) for path in sorted(directory.glob("part-*.parquet"))]
+    # A run that was taken up again may have named its targets in another order.
+    columns = shards[0].column_names
+    return Labels(manifest, model, pa.concat_tables([one.select(columns) for one in shards]))

@@ -5,7 +5,6 @@ The dtype policy is here, in one place.
 """
 
 import hashlib
-import os
 import shutil
 import struct
 import tempfile
@@ -26,8 +25,12 @@ from transformers.utils import logging as transformers_logging
 
 from alinfik.command import CommandError
 from alinfik.distill.adapter import load_adapter
+from alinfik.distill.disk import cache_directory
 from alinfik.distill.text_template import TextTemplate, text_template
 from alinfik.v1 import Encoding, LanguageModel
+
+# Of models that tell positions apart by their distance (BLOOM, MPT): what these were trained on.
+_UNCOUNTED_POSITIONS = 2048
 
 
 class ModelError(CommandError):
@@ -170,11 +173,6 @@ def model_source(name: str) -> str:
     return _dequantised(Path(name)) if name.endswith(".gguf") else name
 
 
-def cache_directory() -> Path:
-    """Where converted models and other derived files are kept between runs."""
-    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "alinfik"
-
-
 def _encoding(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, layout: TextTemplate
 ) -> Encoding:
@@ -184,10 +182,11 @@ def _encoding(
         for token in (tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token)
     )
     start = end if start is None else start
+    text_config = model.config.get_text_config()
     if not isinstance(start, int):
         raise ModelError("the tokenizer has neither a start nor an end token to begin samples with")
     return Encoding(
-        token_limit=model.config.max_position_embeddings,
+        token_limit=getattr(text_config, "max_position_embeddings", _UNCOUNTED_POSITIONS),
         prompt_template=layout.prompt,
         completion_template=layout.completion,
         prefix_ids=[start],

@@ -4,7 +4,7 @@ Both engines differentiate these; nothing else says what a loss is.
 """
 
 import inspect
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,11 +12,9 @@ from torch.func import functional_call
 from transformers import PreTrainedModel
 
 from alinfik.distill.batches import Batch
+from alinfik.distill.settings import Reduction
 
 Parameters = dict[str, Tensor]
-
-# How the losses of a sample's completion tokens make the sample's loss.
-Reduction = Literal["mean", "sum"]
 
 
 def token_losses(model: PreTrainedModel, parameters: Parameters, batch: Batch) -> Tensor:

@@ -18,7 +18,7 @@ from alinfik.v1 import Metrics, ProviderMetrics, TargetMetrics
 Floats = NDArray[np.float64]
 
 # Below this many samples a rank correlation says nothing.
-_FEWEST = 8
+FEWEST_MEASURED = 8
 
 
 class EvaluationError(CommandError):
@@ -89,7 +89,7 @@ def measure(predictions: Predictions, labels: Labels, training: Labels) -> Metri
     Raises:
         EvaluationError: there are too few samples.
     """
-    if len(labels) < _FEWEST:
+    if len(labels) < FEWEST_MEASURED:
         raise EvaluationError(
             f"only {len(labels)} labels are held out, too few to measure with; label more samples"
         )
@@ -150,13 +150,14 @@ def _measure_providers(
     for name in np.unique(providers):
         rows = providers == name
         count = int(rows.sum())
+        tells = count >= FEWEST_MEASURED
         measured.append(
             ProviderMetrics(
                 provider=str(name),
                 held_out_count=count,
                 median_value=float(np.median(found.value[rows])),
                 median_label=float(np.median(label[rows])),
-                spearman=spearman(found.value[rows], label[rows]) if count >= _FEWEST else 0.0,
+                spearman=spearman(found.value[rows], label[rows]) if tells else 0.0,
                 coverage=float(inside[rows].mean()),
             )
         )

@@ -26,26 +26,33 @@ from alinfik.distill.training_data import Training, token_targets
 _PENALTIES = np.logspace(0, 6, 13)
 # Of tokens there are plenty: as a share of the mean square of their states.
 _TOKEN_PENALTY = 1e-3
-_BATCH_TOKENS = 2048
 
 Floats = NDArray[np.float64]
 
 
-def fit_probes(proxy: Proxy, data: Training, scales: Scales, pad_id: int) -> None:
+def fit_probes(
+    proxy: Proxy, data: Training, scales: Scales, batch_tokens: int, pad_id: int
+) -> None:
     """Set the proxy's probe and its token head by ridge regression.
 
     Args:
         proxy: untrained, on any device.
         data: N samples.
         scales: the scales to estimate on.
+        batch_tokens: tokens a batch, padding included.
         pad_id: fills batches up.
     """
-    read = _read(proxy, data, scales, pad_id)
+    read = _read(proxy, data, scales, batch_tokens, pad_id)
     _set(proxy, _Ridge(read.probed, scales.samples.fit_labels(data.labels)), read.tokens)
 
 
 def cross_fit(
-    proxy: Proxy, data: Training, scales: Scales, folds: Sequence[int], pad_id: int
+    proxy: Proxy,
+    data: Training,
+    scales: Scales,
+    folds: Sequence[int],
+    batch_tokens: int,
+    pad_id: int,
 ) -> Estimate:
     """Set both by all samples; return what the probe says of each when fitted without its fold.
 
@@ -54,9 +61,10 @@ def cross_fit(
         data: N samples.
         scales: the scales to estimate on.
         folds: N, the number of each sample's fold.
+        batch_tokens: tokens a batch, padding included.
         pad_id: fills batches up.
     """
-    read = _read(proxy, data, scales, pad_id)
+    read = _read(proxy, data, scales, batch_tokens, pad_id)
     labels = scales.samples.fit_labels(data.labels)
     whole = _Ridge(read.probed, labels)
     _set(proxy, whole, read.tokens)
@@ -83,7 +91,7 @@ class _Reading:
 
 
 @torch.no_grad()
-def _read(proxy: Proxy, data: Training, scales: Scales, pad_id: int) -> _Reading:
+def _read(proxy: Proxy, data: Training, scales: Scales, batch_tokens: int, pad_id: int) -> _Reading:
     """Read all samples once; their tokens' values too, where ``scales`` has a scale for them."""
     device = next(proxy.parameters()).device
     count = len(data.samples)
@@ -94,7 +102,7 @@ def _read(proxy: Proxy, data: Training, scales: Scales, pad_id: int) -> _Reading
     if scales.tokens:
         tokens = _Moments(proxy.token_head.in_features + 1, len(data.labels[0]), device)
     half = choose_dtype("auto", device) == torch.bfloat16
-    for batch in batched_by_length(data.samples, _BATCH_TOKENS, pad_id):
+    for batch in batched_by_length(data.samples, batch_tokens, pad_id):
         here = batch.to(device)
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=half):
             states = proxy.states(here.input_ids, here.attention_mask, here.completion_mask)

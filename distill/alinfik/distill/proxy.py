@@ -71,14 +71,8 @@ class Proxy(nn.Module):
         self.probe.requires_grad_(requires_grad=False)
         nn.init.zeros_(self.probe.weight)
         nn.init.zeros_(self.probe.bias)
-        self.attention = nn.Linear(width, targets)
-        self.hidden = nn.Linear(3 * width + _LENGTH_FEATURES + width, _HIDDEN)
-        self.correction = nn.Linear(_HIDDEN, targets)
-        nn.init.zeros_(self.correction.weight)
-        nn.init.zeros_(self.correction.bias)
-        self.dropout = nn.Dropout(0.1)
         # Set where it is trained: else it corrects nothing, at a price.
-        self.corrects = False
+        self.correction: Correction | None = None
 
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor, completion_mask: Tensor
@@ -93,8 +87,8 @@ class Proxy(nn.Module):
         states = self.states(input_ids, attention_mask, completion_mask)
         pooled = self.pooled(states, attention_mask, completion_mask)
         samples = self.probe(pooled.probed)
-        if self.corrects:
-            samples = samples + self._corrected(states, completion_mask, pooled.probed)
+        if self.correction is not None:
+            samples = samples + self.correction(states, completion_mask, pooled.probed)
         return Estimate(
             samples=samples,
             tokens=self.token_head(states),
@@ -122,13 +116,31 @@ class Proxy(nn.Module):
             lengths=lengths,
         )
 
-    def _corrected(self, states: Tensor, completion_mask: Tensor, probed: Tensor) -> Tensor:
-        """What the small network adds [B, K], from trained attention to the completion's states."""
+
+class Correction(nn.Module):
+    """What a small network adds to a linear probe, nothing before it is trained.
+
+    Args:
+        width: of states.
+        targets: K.
+    """
+
+    def __init__(self, width: int, targets: int) -> None:
+        super().__init__()
+        self.attention = nn.Linear(width, targets)
+        self.hidden = nn.Linear(3 * width + _LENGTH_FEATURES + width, _HIDDEN)
+        self.last = nn.Linear(_HIDDEN, targets)
+        nn.init.zeros_(self.last.weight)
+        nn.init.zeros_(self.last.bias)
+        self.dropout = nn.Dropout(0.1)
+
+    def forward(self, states: Tensor, completion_mask: Tensor, probed: Tensor) -> Tensor:
+        """Return [B, K], from trained attention to the completion's states [B, T, D]."""
         scores = self.attention(states).masked_fill(completion_mask.unsqueeze(-1) == 0, -torch.inf)
         learnt = torch.einsum("btk,btd->bkd", scores.softmax(dim=1), states).mean(dim=1)
         inputs = torch.cat([probed, learnt], dim=-1)
         hidden = nn.functional.gelu(self.hidden(self.dropout(inputs)))
-        return self.correction(self.dropout(hidden))
+        return self.last(self.dropout(hidden))
 
 
 def log_lengths(completion: Tensor, prompt: Tensor) -> Tensor:

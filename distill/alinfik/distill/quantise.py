@@ -21,6 +21,9 @@ from onnx import helper, numpy_helper, parser
 # Rank correlation with `model.onnx` below which the quantised model does not ship.
 AGREEMENT_LIMIT = 0.995
 
+# Bytes of weights beyond which they are not part of the ONNX file, as in torch's exporter.
+LARGEST_FILE = 3 << 29
+
 # Heads are narrow: rounding them costs precision and saves nothing.
 _NARROWEST = 64
 _LARGEST_WEIGHT = 63
@@ -72,7 +75,8 @@ def quantise(model: Path, quantised: Path) -> None:
     """Write ``quantised`` from ``model``, both ONNX files.
 
     In: the file that `export_onnx` writes. Out: the same inputs and outputs, with products of
-    integers in the place of every `MatMul` by a matrix that is not narrow.
+    integers in the place of every `MatMul` by a matrix that is not narrow. Past 1.5 GiB its
+    weights are in a file of their own, `….data`.
     """
     whole = onnx.load(model)
     graph = whole.graph
@@ -99,7 +103,10 @@ def quantise(model: Path, quantised: Path) -> None:
     whole.functions.extend(parser.parse_function(text) for text in (_ROUND_ROWS, _ROUNDED_PRODUCT))
     for domain in (_DOMAIN, _RUNTIME_DOMAIN):
         whole.opset_import.append(helper.make_opsetid(domain, 1))
-    onnx.save(whole, quantised)
+    # A file of protobuf ends at 2 GiB: weights of more stand in one beside it.
+    beside = sum(len(tensor.raw_data) for tensor in tensors) > LARGEST_FILE
+    location = f"{quantised.name}.data" if beside else None
+    onnx.save(whole, quantised, save_as_external_data=beside, location=location)
 
 
 def _is_wide(tensor: onnx.TensorProto) -> bool:

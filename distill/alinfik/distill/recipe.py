@@ -5,19 +5,16 @@ In: settings. Out: the language model, ready, and an engine over it. Knows nothi
 
 import socket
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 
 from alinfik.distill.forward_mode import ForwardMode
 from alinfik.distill.llm import LLM, ModelError, load_llm
-from alinfik.distill.losses import Parameters, Reduction
+from alinfik.distill.losses import Parameters
 from alinfik.distill.reverse_mode import ReverseMode
 from alinfik.distill.selection import select_parameters
-from alinfik.distill.values import Normalisation, ValueEngine
-
-# Which way derivatives are propagated: one interface, two engines.
-Mode = Literal["reverse", "forward"]
+from alinfik.distill.settings import Mode, Normalisation, Reduction
+from alinfik.distill.values import ValueEngine
 
 # Long enough for most instruction data, short enough for a small GPU.
 _TOKEN_LIMIT = 512

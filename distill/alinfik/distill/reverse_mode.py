@@ -19,9 +19,11 @@ from transformers import PreTrainedModel
 
 from alinfik.distill.batches import Batch
 from alinfik.distill.llm import ModelError
-from alinfik.distill.losses import Parameters, Reduction, reduce_tokens, token_losses
+from alinfik.distill.losses import Parameters, reduce_tokens, token_losses
 from alinfik.distill.rules import Grams, Use, squared_norms_of_sum, use_of, wide
-from alinfik.distill.values import Normalisation, TokenSplit, Values
+from alinfik.distill.selection import unused as unused_parameters
+from alinfik.distill.settings import Normalisation, Reduction
+from alinfik.distill.values import TokenSplit, Values
 
 
 class ReverseMode:
@@ -94,10 +96,7 @@ class ReverseMode:
         for name, found in shared.items():
             sums.add(name, found)
         if unseen := self._directions.keys() - seen:
-            raise ModelError(
-                f"the parameters {', '.join(sorted(unseen))} had no part in the loss, or belong "
-                "to a layer that is read and not called; narrow --parameters to leave them out"
-            )
+            raise unused_parameters(unseen)
         return reduced
 
     def _values(self, sums: "_Sums", losses: Tensor, batch: Batch) -> Values:

@@ -45,6 +45,14 @@ def select_parameters(
     return chosen
 
 
+def unused(names: Collection[str]) -> ModelError:
+    """Return what is wrong with selected parameters that no gradient came to."""
+    return ModelError(
+        f"the parameters {', '.join(sorted(names))} had no part in the loss, or belong to a layer "
+        "that is read and not called; narrow --parameters to leave them out"
+    )
+
+
 def find_layers(model: nn.Module, count: int) -> nn.ModuleList:
     """Return the model's own list of ``count`` layers, whatever the architecture calls it.
 

@@ -13,13 +13,11 @@ from typing import Literal, cast
 import numpy as np
 
 from alinfik.distill.rows import Row
+from alinfik.distill.settings import SplitBy
 
 Part = Literal["train", "validation", "calibration", "held_out"]
 
 Parts = dict[Part, list[int]]
-
-# What must not be divided beside groups and near-duplicates: nothing, or a provider's rows.
-SplitBy = Literal["group", "provider"]
 
 HELD_OUT_SHARE = 0.2
 CALIBRATION_SHARE = 0.15

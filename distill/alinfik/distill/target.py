@@ -11,9 +11,11 @@ from alinfik.distill.batches import Batch, batched_by_length, halve_to_fit
 from alinfik.distill.encoding import Encoder
 from alinfik.distill.gradient_cache import GradientCache
 from alinfik.distill.llm import LLM
-from alinfik.distill.losses import Parameters, Reduction, reduce_tokens, token_losses
+from alinfik.distill.losses import Parameters, reduce_tokens, token_losses
 from alinfik.distill.recipe import Recipe
 from alinfik.distill.samples import Row, rows_sha256
+from alinfik.distill.selection import unused as unused_parameters
+from alinfik.distill.settings import Reduction
 
 
 def target_gradient(
@@ -32,6 +34,9 @@ def target_gradient(
         batches: the target's samples.
         reduction: how token losses make a sample's loss.
         selected: the names of the parameters that count.
+
+    Raises:
+        ModelError: one of them had no part in any loss.
     """
     weights = {name: value.detach() for name, value in model.named_parameters()}
     parameters = {name: weights[name] for name in selected}
@@ -39,18 +44,25 @@ def target_gradient(
     wide = torch.promote_types(model.dtype, torch.float32)
     total = {name: torch.zeros_like(value, dtype=wide) for name, value in parameters.items()}
 
-    def gradient(batch: Batch) -> tuple[torch.Tensor, ...]:
+    def gradient(batch: Batch) -> tuple[torch.Tensor | None, ...]:
         on_device = batch.to(model.device)
         losses = token_losses(model, leaves, on_device)
         loss = reduce_tokens(losses, on_device.completion_mask, reduction).sum()
-        return torch.autograd.grad(loss, list(leaves.values()))
+        if not loss.requires_grad:
+            return (None,) * len(leaves)
+        return torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
 
     samples = 0
+    seen: set[str] = set()
     for whole in batches:
         for batch, found in halve_to_fit(whole, gradient):
             for name, value in zip(leaves, found, strict=True):
-                total[name] += value
+                if value is not None:
+                    total[name] += value
+                    seen.add(name)
             samples += len(batch.indices)
+    if never := leaves.keys() - seen:
+        raise unused_parameters(never)
     return {name: value / samples for name, value in total.items()}
 
 

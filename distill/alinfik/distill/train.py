@@ -3,21 +3,20 @@
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
 
 import numpy as np
 import torch
 from google.protobuf import json_format
 from numpy.typing import NDArray
-from pydantic import Field, StringConstraints
-from pydantic_settings import BaseSettings
 
 from alinfik.command import CommandError
 from alinfik.distill import bundle as files
-from alinfik.distill.backbones import Reading, build_backbone
+from alinfik.distill.backbones import Reading, build_backbone, layer_count
 from alinfik.distill.bag import Bag
 from alinfik.distill.batches import pad
 from alinfik.distill.checkpoint import Checkpoint
+from alinfik.distill.commands import Train
+from alinfik.distill.disk import check_place
 from alinfik.distill.distil import Distilled, distil
 from alinfik.distill.encoding import Encoded, Encoder
 from alinfik.distill.explain import Explainer
@@ -25,11 +24,11 @@ from alinfik.distill.export import OnnxModel, export_error, export_onnx, export_
 from alinfik.distill.fit import Plan
 from alinfik.distill.labels import Labels, read_labels
 from alinfik.distill.llm import load_fast_tokenizer, model_source, public_name
-from alinfik.distill.measure import Predictions, agreement, measure, predict
+from alinfik.distill.measure import FEWEST_MEASURED, Predictions, agreement, measure, predict
 from alinfik.distill.quantise import AGREEMENT_LIMIT, quantise
 from alinfik.distill.report import write_report
-from alinfik.distill.settings import SETTINGS
-from alinfik.distill.splits import Part, Parts, SplitBy, known, split
+from alinfik.distill.settings import Size, SplitBy
+from alinfik.distill.splits import Part, Parts, known, split
 from alinfik.distill.training_data import training_data
 from alinfik.v1 import BundleManifest
 
@@ -39,68 +38,20 @@ Floats = NDArray[np.float64]
 _OOD_QUANTILE = 0.95
 _FEWEST_LABELS = 60
 _PROBE_SAMPLES = 16
-_PURPOSES: dict[Part, str] = {
-    "train": "train on",
-    "validation": "stop the training by",
-    "calibration": "calibrate intervals with",
-    "held_out": "measure the proxy on",
+# What each part is for, and how many samples that takes.
+_PURPOSES: dict[Part, tuple[str, int]] = {
+    "train": ("train on", 1),
+    "validation": ("stop the training by", 1),
+    "calibration": ("calibrate intervals with, beside those", 1),
+    "held_out": ("measure the proxy on", FEWEST_MEASURED),
 }
 
-Size = Literal["small", "medium", "large"]
-_BACKBONES: dict[Size, str] = {"small": "bag", "medium": "encoder", "large": "layers:18"}
+# Of SmolLM2-135M's thirty: with more, fidelity gains nothing.
+_MOST_LAYERS = 18
 
 
 class TrainError(CommandError):
     """Labels that no proxy can be distilled from."""
-
-
-class Train(BaseSettings):
-    """Distil a proxy from labels, export it, and write the bundle that the server loads."""
-
-    model_config = SETTINGS
-
-    labels: Path = Field(description="labels directory")
-    out: Path = Field(description="bundle directory to write; must not exist")
-    size: Size = Field(
-        default="large",
-        description="how large a proxy: `small` is --backbone bag, to value tens of thousands of "
-        "samples a second; `medium` is encoder, quicker on a CPU than `large`, which is layers:18, "
-        "agrees best with the labels and is meant for a GPU or a patient CPU",
-    )
-    backbone: (
-        Annotated[str, StringConstraints(pattern=r"^(bag|encoder(:.+)?|layers:[1-9]\d*)$")] | None
-    ) = Field(
-        default=None,
-        description="what the proxy is made of, if not what --size says: `bag`, weights of "
-        "tokens and their pairs; `encoder` or encoder:MODEL, a bidirectional encoder, MiniLM by "
-        "default; layers:N, the LLM's first N layers",
-    )
-    model: str | None = Field(
-        default=None, description="where the LLM is now, if not where it was labelled with"
-    )
-    split_by: SplitBy = Field(
-        default="group",
-        description="what is trained on or held out as a whole: a `group` with its "
-        "near-duplicates; or a `provider`, to see how the proxy does on one it does not know",
-    )
-    epochs: int = Field(
-        default=0,
-        ge=0,
-        description="passes over the training samples, at most, to train an encoder or layers:N "
-        "itself; none by default, since regressions on their states fit a few thousand labels as "
-        "well. Train where there are tens of thousands and a GPU",
-    )
-    patience: int = Field(
-        default=3,
-        ge=1,
-        description="epochs without a better rank correlation on validation samples to stop after",
-    )
-    batch_tokens: int = Field(default=1024, ge=1, description="tokens a batch, padding included")
-    seed: int = Field(default=0, description="of initial weights, order and dropout")
-
-    def cli_cmd(self) -> None:
-        """Run the command."""
-        train(self)
 
 
 def train(settings: Train) -> None:
@@ -110,20 +61,26 @@ def train(settings: Train) -> None:
         CommandError: no labels, too few labels, no model, or an export that does not agree.
     """
     files.refuse_existing(settings.out)
+    check_place(settings.out)
     labels = read_labels(settings.labels)
     if len(labels) < _FEWEST_LABELS:
         raise TrainError(
             f"{settings.labels} holds {len(labels)} labels; a proxy needs at least {_FEWEST_LABELS}"
         )
     parts = split(labels.rows, settings.split_by)
-    if empty := [purpose for part, purpose in _PURPOSES.items() if not parts[part]]:
-        raise TrainError(
-            f"{settings.labels} leaves no samples to {empty[0]}: with --split-by "
-            f"{settings.split_by}, what is alike stays together; label more text, of more kinds"
-        )
+    for part, (purpose, fewest) in _PURPOSES.items():
+        if len(parts[part]) < fewest:
+            raise TrainError(
+                f"{settings.labels} leaves {len(parts[part])} samples to {purpose}, and {fewest} "
+                f"are needed: with --split-by {settings.split_by}, what is alike stays together; "
+                "label more text, of more kinds"
+            )
     torch.manual_seed(settings.seed)
     source, llm = _llm(settings, labels)
-    backbone, reading = build_backbone(_backbone(settings), source, llm)
+    family = settings.backbone or _family(settings.size, source)
+    if family == "bag" and settings.epochs:
+        raise TrainError("--epochs trains an encoder or layers:N; a bag has only regressions")
+    backbone, reading = build_backbone(family, source, llm)
     plan = Plan(
         epochs=settings.epochs,
         patience=settings.patience,
@@ -133,14 +90,18 @@ def train(settings: Train) -> None:
         split_by=settings.split_by,
     )
     data = training_data(labels, llm, reading)
-    distilled = distil(backbone, reading, labels, data, parts, plan, _checkpoint(settings, labels))
+    checkpoint = _checkpoint(settings, labels)
+    distilled = distil(backbone, reading, labels, data, parts, plan, checkpoint)
     with files.new_bundle(settings.out) as directory:
         distilled.reading.tokenizer.save(str(directory / files.TOKENIZER))
-        _write_bundle(directory, settings, labels, parts, distilled)
+        _write_bundle(directory, family, settings.split_by, labels, parts, distilled)
+    checkpoint.discard()
 
 
-def _backbone(settings: Train) -> str:
-    return settings.backbone or _BACKBONES[settings.size]
+def _family(size: Size, llm: str) -> str:
+    if size == "large":
+        return f"layers:{min(_MOST_LAYERS, layer_count(llm))}"
+    return {"small": "bag", "medium": "encoder"}[size]
 
 
 def _llm(settings: Train, labels: Labels) -> tuple[str, Reading]:
@@ -165,7 +126,12 @@ def _checkpoint(settings: Train, labels: Labels) -> Checkpoint:
 
 
 def _write_bundle(
-    directory: Path, settings: Train, labels: Labels, parts: Parts, distilled: Distilled
+    directory: Path,
+    family: str,
+    split_by: SplitBy,
+    labels: Labels,
+    parts: Parts,
+    distilled: Distilled,
 ) -> None:
     """Export, check and measure the model; write all files, the manifest last."""
     reading, served, samples = distilled.reading, distilled.served, distilled.samples
@@ -190,9 +156,9 @@ def _write_bundle(
     manifest = BundleManifest()
     manifest.CopyFrom(labels.manifest)
     manifest.encoding.CopyFrom(reading.encoding)
-    family, _, argument = _backbone(settings).partition(":")
-    manifest.proxy.backbone = f"{family}:{public_name(argument)}" if argument else family
-    manifest.proxy.split_by = settings.split_by
+    kind, _, argument = family.partition(":")
+    manifest.proxy.backbone = f"{kind}:{public_name(argument)}" if argument else kind
+    manifest.proxy.split_by = split_by
     manifest.proxy.parameter_count = sum(weight.numel() for weight in served.parameters())
     for column, target in enumerate(manifest.targets):
         target.value_quantiles[:] = _percentiles(predictions.value[:, column])
@@ -216,7 +182,8 @@ def _quantised(
     quantise(directory / files.MODEL, path)
     found = agreement(predict(OnnxModel(path), samples, pad_id), exact)
     if found < AGREEMENT_LIMIT:
-        path.unlink()
+        for file in (path, path.with_name(f"{path.name}.data")):
+            file.unlink(missing_ok=True)
         print(
             f"in 8 bits the proxy ranks samples otherwise (rank correlation {found:.4f}, "
             f"{AGREEMENT_LIMIT} is needed): the bundle has no {files.QUANTISED}",

@@ -7,10 +7,6 @@ from torch import Tensor
 
 from alinfik.distill.batches import Batch
 
-# What the inner product of a sample's gradient with a target's is divided by: nothing; the product
-# of the two gradients' norms (their cosine); or, tensor by tensor, the norms of the two tensors.
-Normalisation = Literal["none", "global", "tensor"]
-
 # How a label is split over tokens: by whose loss it is (what stands before it decides), or by
 # position, each position's share of every parameter's gradient (what follows decides too).
 TokenSplit = Literal["loss", "position"]

@@ -32,6 +32,8 @@ def run(settings: type[BaseSettings], argv: Sequence[str] | None = None) -> NoRe
     try:
         arguments, config = _take_config(arguments)
         CliApp.run(with_values(settings, _read(config)) if config else settings, cli_args=arguments)
+        # Here, where a reader that has left is no error; at the exit it would be one.
+        sys.stdout.flush()
     except CommandError as error:
         _fail(program, str(error), error.exit_code)
     except SettingsError as error:

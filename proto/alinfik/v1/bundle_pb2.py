@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17\x61linfik/v1/bundle.proto\x12\nalinfik.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\x97\x04\n\x0e\x42undleManifest\x12\x11\n\tbundle_id\x18\x01 \x01(\t\x12\x16\n\x0e\x66ormat_version\x18\x02 \x01(\r\x12/\n\x0b\x63reate_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x34\n\x05\x66iles\x18\x04 \x03(\x0b\x32%.alinfik.v1.BundleManifest.FilesEntry\x12 \n\x05proxy\x18\x05 \x01(\x0b\x32\x11.alinfik.v1.Proxy\x12&\n\x08\x65ncoding\x18\x06 \x01(\x0b\x32\x14.alinfik.v1.Encoding\x12\x31\n\x0elanguage_model\x18\x07 \x01(\x0b\x32\x19.alinfik.v1.LanguageModel\x12)\n\x06labels\x18\x08 \x01(\x0b\x32\x19.alinfik.v1.LabelSettings\x12#\n\x07targets\x18\t \x03(\x0b\x32\x12.alinfik.v1.Target\x12:\n\x13out_of_distribution\x18\n \x01(\x0b\x32\x1d.alinfik.v1.OutOfDistribution\x12$\n\x07metrics\x18\x0b \x01(\x0b\x32\x13.alinfik.v1.Metrics\x1a\x44\n\nFilesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12%\n\x05value\x18\x02 \x01(\x0b\x32\x16.alinfik.v1.FileDigest:\x02\x38\x01\"0\n\nFileDigest\x12\x0e\n\x06sha256\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x03\"D\n\x05Proxy\x12\x10\n\x08\x62\x61\x63kbone\x18\x01 \x01(\t\x12\x17\n\x0fparameter_count\x18\x02 \x01(\x03\x12\x10\n\x08split_by\x18\x03 \x01(\t\"\x8d\x01\n\x08\x45ncoding\x12\x13\n\x0btoken_limit\x18\x01 \x01(\r\x12\x17\n\x0fprompt_template\x18\x02 \x01(\t\x12\x1b\n\x13\x63ompletion_template\x18\x03 \x01(\t\x12\x12\n\nprefix_ids\x18\x04 \x03(\r\x12\x12\n\nsuffix_ids\x18\x05 \x03(\r\x12\x0e\n\x06pad_id\x18\x06 \x01(\r\">\n\rLanguageModel\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06sha256\x18\x02 \x01(\t\x12\x0f\n\x07\x61\x64\x61pter\x18\x03 \x01(\t\"\xe8\x01\n\rLabelSettings\x12\x31\n\x0eloss_reduction\x18\x01 \x01(\x0e\x32\x19.alinfik.v1.LossReduction\x12\x30\n\rnormalisation\x18\x02 \x01(\x0e\x32\x19.alinfik.v1.Normalisation\x12\r\n\x05\x64type\x18\x03 \x01(\t\x12\x0c\n\x04unit\x18\x04 \x01(\t\x12\x14\n\x0csample_count\x18\x05 \x01(\x03\x12\x12\n\nparameters\x18\x06 \x01(\t\x12+\n\x0btoken_split\x18\x07 \x01(\x0e\x32\x16.alinfik.v1.TokenSplit\"\xa8\x01\n\x06Target\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06sha256\x18\x02 \x01(\t\x12\x14\n\x0csample_count\x18\x03 \x01(\x03\x12\x17\n\x0fvalue_quantiles\x18\x04 \x03(\x01\x12\x15\n\rhalf_spearman\x18\x05 \x01(\x01\x12\x18\n\x10\x63\x65iling_spearman\x18\x06 \x01(\x01\x12 \n\x18recommended_sample_count\x18\x07 \x01(\x03\"?\n\x11OutOfDistribution\x12\x17\n\x0fscore_quantiles\x18\x01 \x03(\x01\x12\x11\n\tthreshold\x18\x02 \x01(\x01\"z\n\x07Metrics\x12\x16\n\x0eheld_out_count\x18\x01 \x01(\x03\x12*\n\x07targets\x18\x02 \x03(\x0b\x32\x19.alinfik.v1.TargetMetrics\x12\x14\n\x0c\x65xport_error\x18\x03 \x01(\x01\x12\x15\n\rint8_spearman\x18\x04 \x01(\x01\"\xb2\x02\n\rTargetMetrics\x12\x0e\n\x06target\x18\x01 \x01(\t\x12\x10\n\x08spearman\x18\x02 \x01(\x01\x12\x0f\n\x07pearson\x18\x03 \x01(\x01\x12\x17\n\x0flength_spearman\x18\x04 \x01(\x01\x12\x10\n\x08\x63overage\x18\x05 \x01(\x01\x12\x16\n\x0etfidf_spearman\x18\x06 \x01(\x01\x12\x19\n\x11top_tenth_overlap\x18\x07 \x01(\x01\x12\x16\n\x0etop_tenth_ndcg\x18\x08 \x01(\x01\x12\x16\n\x0erelative_width\x18\t \x01(\x01\x12\x16\n\x0etenth_coverage\x18\n \x03(\x01\x12\x18\n\x10\x63\x65iling_spearman\x18\x0c \x01(\x01\x12.\n\tproviders\x18\x0b \x03(\x0b\x32\x1b.alinfik.v1.ProviderMetrics\"\x8b\x01\n\x0fProviderMetrics\x12\x10\n\x08provider\x18\x01 \x01(\t\x12\x16\n\x0eheld_out_count\x18\x02 \x01(\x03\x12\x14\n\x0cmedian_value\x18\x03 \x01(\x01\x12\x14\n\x0cmedian_label\x18\x04 \x01(\x01\x12\x10\n\x08spearman\x18\x05 \x01(\x01\x12\x10\n\x08\x63overage\x18\x06 \x01(\x01*`\n\rLossReduction\x12\x1e\n\x1aLOSS_REDUCTION_UNSPECIFIED\x10\x00\x12\x17\n\x13LOSS_REDUCTION_MEAN\x10\x01\x12\x16\n\x12LOSS_REDUCTION_SUM\x10\x02*z\n\rNormalisation\x12\x1d\n\x19NORMALISATION_UNSPECIFIED\x10\x00\x12\x16\n\x12NORMALISATION_NONE\x10\x01\x12\x18\n\x14NORMALISATION_GLOBAL\x10\x02\x12\x18\n\x14NORMALISATION_TENSOR\x10\x03*Y\n\nTokenSplit\x12\x1b\n\x17TOKEN_SPLIT_UNSPECIFIED\x10\x00\x12\x14\n\x10TOKEN_SPLIT_LOSS\x10\x01\x12\x18\n\x14TOKEN_SPLIT_POSITION\x10\x02\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17\x61linfik/v1/bundle.proto\x12\nalinfik.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\x97\x04\n\x0e\x42undleManifest\x12\x11\n\tbundle_id\x18\x01 \x01(\t\x12\x16\n\x0e\x66ormat_version\x18\x02 \x01(\r\x12/\n\x0b\x63reate_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x34\n\x05\x66iles\x18\x04 \x03(\x0b\x32%.alinfik.v1.BundleManifest.FilesEntry\x12 \n\x05proxy\x18\x05 \x01(\x0b\x32\x11.alinfik.v1.Proxy\x12&\n\x08\x65ncoding\x18\x06 \x01(\x0b\x32\x14.alinfik.v1.Encoding\x12\x31\n\x0elanguage_model\x18\x07 \x01(\x0b\x32\x19.alinfik.v1.LanguageModel\x12)\n\x06labels\x18\x08 \x01(\x0b\x32\x19.alinfik.v1.LabelSettings\x12#\n\x07targets\x18\t \x03(\x0b\x32\x12.alinfik.v1.Target\x12:\n\x13out_of_distribution\x18\n \x01(\x0b\x32\x1d.alinfik.v1.OutOfDistribution\x12$\n\x07metrics\x18\x0b \x01(\x0b\x32\x13.alinfik.v1.Metrics\x1a\x44\n\nFilesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12%\n\x05value\x18\x02 \x01(\x0b\x32\x16.alinfik.v1.FileDigest:\x02\x38\x01\"0\n\nFileDigest\x12\x0e\n\x06sha256\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x03\"D\n\x05Proxy\x12\x10\n\x08\x62\x61\x63kbone\x18\x01 \x01(\t\x12\x17\n\x0fparameter_count\x18\x02 \x01(\x03\x12\x10\n\x08split_by\x18\x03 \x01(\t\"\x8d\x01\n\x08\x45ncoding\x12\x13\n\x0btoken_limit\x18\x01 \x01(\r\x12\x17\n\x0fprompt_template\x18\x02 \x01(\t\x12\x1b\n\x13\x63ompletion_template\x18\x03 \x01(\t\x12\x12\n\nprefix_ids\x18\x04 \x03(\r\x12\x12\n\nsuffix_ids\x18\x05 \x03(\r\x12\x0e\n\x06pad_id\x18\x06 \x01(\r\">\n\rLanguageModel\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06sha256\x18\x02 \x01(\t\x12\x0f\n\x07\x61\x64\x61pter\x18\x03 \x01(\t\"\xfd\x01\n\rLabelSettings\x12\x31\n\x0eloss_reduction\x18\x01 \x01(\x0e\x32\x19.alinfik.v1.LossReduction\x12\x30\n\rnormalisation\x18\x02 \x01(\x0e\x32\x19.alinfik.v1.Normalisation\x12\r\n\x05\x64type\x18\x03 \x01(\t\x12\x0c\n\x04unit\x18\x04 \x01(\t\x12\x14\n\x0csample_count\x18\x05 \x01(\x03\x12\x12\n\nparameters\x18\x06 \x01(\t\x12+\n\x0btoken_split\x18\x07 \x01(\x0e\x32\x16.alinfik.v1.TokenSplit\x12\x13\n\x0bpool_sha256\x18\x08 \x01(\t\"\xa8\x01\n\x06Target\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06sha256\x18\x02 \x01(\t\x12\x14\n\x0csample_count\x18\x03 \x01(\x03\x12\x17\n\x0fvalue_quantiles\x18\x04 \x03(\x01\x12\x15\n\rhalf_spearman\x18\x05 \x01(\x01\x12\x18\n\x10\x63\x65iling_spearman\x18\x06 \x01(\x01\x12 \n\x18recommended_sample_count\x18\x07 \x01(\x03\"?\n\x11OutOfDistribution\x12\x17\n\x0fscore_quantiles\x18\x01 \x03(\x01\x12\x11\n\tthreshold\x18\x02 \x01(\x01\"z\n\x07Metrics\x12\x16\n\x0eheld_out_count\x18\x01 \x01(\x03\x12*\n\x07targets\x18\x02 \x03(\x0b\x32\x19.alinfik.v1.TargetMetrics\x12\x14\n\x0c\x65xport_error\x18\x03 \x01(\x01\x12\x15\n\rint8_spearman\x18\x04 \x01(\x01\"\xb2\x02\n\rTargetMetrics\x12\x0e\n\x06target\x18\x01 \x01(\t\x12\x10\n\x08spearman\x18\x02 \x01(\x01\x12\x0f\n\x07pearson\x18\x03 \x01(\x01\x12\x17\n\x0flength_spearman\x18\x04 \x01(\x01\x12\x10\n\x08\x63overage\x18\x05 \x01(\x01\x12\x16\n\x0etfidf_spearman\x18\x06 \x01(\x01\x12\x19\n\x11top_tenth_overlap\x18\x07 \x01(\x01\x12\x16\n\x0etop_tenth_ndcg\x18\x08 \x01(\x01\x12\x16\n\x0erelative_width\x18\t \x01(\x01\x12\x16\n\x0etenth_coverage\x18\n \x03(\x01\x12\x18\n\x10\x63\x65iling_spearman\x18\x0c \x01(\x01\x12.\n\tproviders\x18\x0b \x03(\x0b\x32\x1b.alinfik.v1.ProviderMetrics\"\x8b\x01\n\x0fProviderMetrics\x12\x10\n\x08provider\x18\x01 \x01(\t\x12\x16\n\x0eheld_out_count\x18\x02 \x01(\x03\x12\x14\n\x0cmedian_value\x18\x03 \x01(\x01\x12\x14\n\x0cmedian_label\x18\x04 \x01(\x01\x12\x10\n\x08spearman\x18\x05 \x01(\x01\x12\x10\n\x08\x63overage\x18\x06 \x01(\x01*`\n\rLossReduction\x12\x1e\n\x1aLOSS_REDUCTION_UNSPECIFIED\x10\x00\x12\x17\n\x13LOSS_REDUCTION_MEAN\x10\x01\x12\x16\n\x12LOSS_REDUCTION_SUM\x10\x02*z\n\rNormalisation\x12\x1d\n\x19NORMALISATION_UNSPECIFIED\x10\x00\x12\x16\n\x12NORMALISATION_NONE\x10\x01\x12\x18\n\x14NORMALISATION_GLOBAL\x10\x02\x12\x18\n\x14NORMALISATION_TENSOR\x10\x03*Y\n\nTokenSplit\x12\x1b\n\x17TOKEN_SPLIT_UNSPECIFIED\x10\x00\x12\x14\n\x10TOKEN_SPLIT_LOSS\x10\x01\x12\x18\n\x14TOKEN_SPLIT_POSITION\x10\x02\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,12 +34,12 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_BUNDLEMANIFEST_FILESENTRY']._loaded_options = None
   _globals['_BUNDLEMANIFEST_FILESENTRY']._serialized_options = b'8\001'
-  _globals['_LOSSREDUCTION']._serialized_start=1984
-  _globals['_LOSSREDUCTION']._serialized_end=2080
-  _globals['_NORMALISATION']._serialized_start=2082
-  _globals['_NORMALISATION']._serialized_end=2204
-  _globals['_TOKENSPLIT']._serialized_start=2206
-  _globals['_TOKENSPLIT']._serialized_end=2295
+  _globals['_LOSSREDUCTION']._serialized_start=2005
+  _globals['_LOSSREDUCTION']._serialized_end=2101
+  _globals['_NORMALISATION']._serialized_start=2103
+  _globals['_NORMALISATION']._serialized_end=2225
+  _globals['_TOKENSPLIT']._serialized_start=2227
+  _globals['_TOKENSPLIT']._serialized_end=2316
   _globals['_BUNDLEMANIFEST']._serialized_start=73
   _globals['_BUNDLEMANIFEST']._serialized_end=608
   _globals['_BUNDLEMANIFEST_FILESENTRY']._serialized_start=540
@@ -53,15 +53,15 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LANGUAGEMODEL']._serialized_start=874
   _globals['_LANGUAGEMODEL']._serialized_end=936
   _globals['_LABELSETTINGS']._serialized_start=939
-  _globals['_LABELSETTINGS']._serialized_end=1171
-  _globals['_TARGET']._serialized_start=1174
-  _globals['_TARGET']._serialized_end=1342
-  _globals['_OUTOFDISTRIBUTION']._serialized_start=1344
-  _globals['_OUTOFDISTRIBUTION']._serialized_end=1407
-  _globals['_METRICS']._serialized_start=1409
-  _globals['_METRICS']._serialized_end=1531
-  _globals['_TARGETMETRICS']._serialized_start=1534
-  _globals['_TARGETMETRICS']._serialized_end=1840
-  _globals['_PROVIDERMETRICS']._serialized_start=1843
-  _globals['_PROVIDERMETRICS']._serialized_end=1982
+  _globals['_LABELSETTINGS']._serialized_end=1192
+  _globals['_TARGET']._serialized_start=1195
+  _globals['_TARGET']._serialized_end=1363
+  _globals['_OUTOFDISTRIBUTION']._serialized_start=1365
+  _globals['_OUTOFDISTRIBUTION']._serialized_end=1428
+  _globals['_METRICS']._serialized_start=1430
+  _globals['_METRICS']._serialized_end=1552
+  _globals['_TARGETMETRICS']._serialized_start=1555
+  _globals['_TARGETMETRICS']._serialized_end=1861
+  _globals['_PROVIDERMETRICS']._serialized_start=1864
+  _globals['_PROVIDERMETRICS']._serialized_end=2003
 # @@protoc_insertion_point(module_scope)

@@ -333,6 +333,7 @@ class LabelSettings(_message.Message):
     SAMPLE_COUNT_FIELD_NUMBER: _builtins.int
     PARAMETERS_FIELD_NUMBER: _builtins.int
     TOKEN_SPLIT_FIELD_NUMBER: _builtins.int
+    POOL_SHA256_FIELD_NUMBER: _builtins.int
     loss_reduction: Global___LossReduction.ValueType
     normalisation: Global___Normalisation.ValueType
     dtype: _builtins.str
@@ -347,6 +348,8 @@ class LabelSettings(_message.Message):
     """
     token_split: Global___TokenSplit.ValueType
     """How labels are split over tokens; unspecified where they are not."""
+    pool_sha256: _builtins.str
+    """Of the labelled samples in their order, whatever files they came from."""
     def __init__(
         self,
         *,
@@ -357,10 +360,11 @@ class LabelSettings(_message.Message):
         sample_count: _builtins.int = ...,
         parameters: _builtins.str = ...,
         token_split: Global___TokenSplit.ValueType = ...,
+        pool_sha256: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["dtype", b"dtype", "loss_reduction", b"loss_reduction", "normalisation", b"normalisation", "parameters", b"parameters", "sample_count", b"sample_count", "token_split", b"token_split", "unit", b"unit"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dtype", b"dtype", "loss_reduction", b"loss_reduction", "normalisation", b"normalisation", "parameters", b"parameters", "pool_sha256", b"pool_sha256", "sample_count", b"sample_count", "token_split", b"token_split", "unit", b"unit"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -41,7 +41,9 @@ class Valuation(_message.Message):
     token_count: _builtins.int
     """How many tokens the proxy read, prompt and completion together."""
     truncated: _builtins.bool
-    """The sample was longer than the bundle's token limit: the value is that of its first tokens."""
+    """The sample was longer than the bundle's token limit: the value is that of its prompt's last
+    tokens and its completion's first.
+    """
     out_of_distribution_score: _builtins.float
     """How unlike the labelled pool the sample is. Larger is stranger; no unit. Compare with
     `BundleManifest.out_of_distribution`.

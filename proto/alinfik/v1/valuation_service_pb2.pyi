@@ -229,7 +229,9 @@ class Explanation(_message.Message):
     sample_id: _builtins.str
     """`Sample.id`, unchanged."""
     truncated: _builtins.bool
-    """The sample was longer than the bundle's token limit: what lies past it is not among the tokens."""
+    """The sample was longer than the bundle's token limit: its prompt's first tokens and its
+    completion's last are not among the tokens.
+    """
     @_builtins.property
     def targets(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """One entry a target, in the order of every token's values."""

@@ -67,8 +67,8 @@ class ValuationServiceServicer:
     """
 
     def Score(self, request, context):
-        """Values a batch. INVALID_ARGUMENT names every bad field; RESOURCE_EXHAUSTED with RetryInfo means
-        that the queue is full and nothing was done.
+        """Values a batch. INVALID_ARGUMENT names the bad fields, forty at most; RESOURCE_EXHAUSTED with
+        RetryInfo means that the queue is full and nothing was done.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -76,7 +76,8 @@ class ValuationServiceServicer:
 
     def ScoreStream(self, request_iterator, context):
         """One response a request, in the order of the requests. A bad sample gets its own status and does
-        not end the stream. A full queue slows the stream down; it never ends it.
+        not end the stream; a request of too many samples does. A full queue slows the stream down; it
+        never ends it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

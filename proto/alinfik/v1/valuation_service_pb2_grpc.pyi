@@ -34,12 +34,13 @@ class ValuationServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> ValuationServiceAsyncStub: ...
     Score: _grpc.UnaryUnaryMultiCallable[_valuation_service_pb2.ScoreRequest, _valuation_service_pb2.ScoreResponse]
-    """Values a batch. INVALID_ARGUMENT names every bad field; RESOURCE_EXHAUSTED with RetryInfo means
-    that the queue is full and nothing was done.
+    """Values a batch. INVALID_ARGUMENT names the bad fields, forty at most; RESOURCE_EXHAUSTED with
+    RetryInfo means that the queue is full and nothing was done.
     """
     ScoreStream: _grpc.StreamStreamMultiCallable[_valuation_service_pb2.ScoreRequest, _valuation_service_pb2.ScoreResponse]
     """One response a request, in the order of the requests. A bad sample gets its own status and does
-    not end the stream. A full queue slows the stream down; it never ends it.
+    not end the stream; a request of too many samples does. A full queue slows the stream down; it
+    never ends it.
     """
     Explain: _grpc.UnaryUnaryMultiCallable[_valuation_service_pb2.ExplainRequest, _valuation_service_pb2.ExplainResponse]
     """Which tokens of each sample make its values. All or none; FAILED_PRECONDITION where the bundle
@@ -56,12 +57,13 @@ class ValuationServiceAsyncStub(ValuationServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Score: _aio.UnaryUnaryMultiCallable[_valuation_service_pb2.ScoreRequest, _valuation_service_pb2.ScoreResponse]  # type: ignore[assignment]
-    """Values a batch. INVALID_ARGUMENT names every bad field; RESOURCE_EXHAUSTED with RetryInfo means
-    that the queue is full and nothing was done.
+    """Values a batch. INVALID_ARGUMENT names the bad fields, forty at most; RESOURCE_EXHAUSTED with
+    RetryInfo means that the queue is full and nothing was done.
     """
     ScoreStream: _aio.StreamStreamMultiCallable[_valuation_service_pb2.ScoreRequest, _valuation_service_pb2.ScoreResponse]  # type: ignore[assignment]
     """One response a request, in the order of the requests. A bad sample gets its own status and does
-    not end the stream. A full queue slows the stream down; it never ends it.
+    not end the stream; a request of too many samples does. A full queue slows the stream down; it
+    never ends it.
     """
     Explain: _aio.UnaryUnaryMultiCallable[_valuation_service_pb2.ExplainRequest, _valuation_service_pb2.ExplainResponse]  # type: ignore[assignment]
     """Which tokens of each sample make its values. All or none; FAILED_PRECONDITION where the bundle
@@ -81,8 +83,8 @@ class ValuationServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _valuation_service_pb2.ScoreRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_valuation_service_pb2.ScoreResponse, _abc.Awaitable[_valuation_service_pb2.ScoreResponse]]:
-        """Values a batch. INVALID_ARGUMENT names every bad field; RESOURCE_EXHAUSTED with RetryInfo means
-        that the queue is full and nothing was done.
+        """Values a batch. INVALID_ARGUMENT names the bad fields, forty at most; RESOURCE_EXHAUSTED with
+        RetryInfo means that the queue is full and nothing was done.
         """
 
     @_abc_1.abstractmethod
@@ -92,7 +94,8 @@ class ValuationServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_valuation_service_pb2.ScoreResponse], _abc.AsyncIterator[_valuation_service_pb2.ScoreResponse]]:
         """One response a request, in the order of the requests. A bad sample gets its own status and does
-        not end the stream. A full queue slows the stream down; it never ends it.
+        not end the stream; a request of too many samples does. A full queue slows the stream down; it
+        never ends it.
         """
 
     @_abc_1.abstractmethod

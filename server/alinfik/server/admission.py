@@ -29,8 +29,9 @@ _TELLING_SHARE = 0.1
 class QueueFull(Exception):  # noqa: N818 - the name that asyncio's and queue's users know
     """The queue has no room and the caller would not wait; nothing was done."""
 
-    def __init__(self, retry_after_seconds: float) -> None:
+    def __init__(self, limit: Limit, retry_after_seconds: float) -> None:
         super().__init__("the queue is full")
+        self.limit: Limit = limit
         self.retry_after_seconds = retry_after_seconds
 
 
@@ -39,7 +40,7 @@ class Admission:
 
     Args:
         settings: the bounds.
-        metrics: where to show what is held and count who is refused.
+        metrics: where to show what is held.
     """
 
     def __init__(self, settings: ServerSettings, metrics: Metrics) -> None:
@@ -47,6 +48,7 @@ class Admission:
         self._metrics = metrics
         self._samples = {priority: Bound(settings.queue_samples) for priority in Priority}
         self._tokens = {priority: Bound(settings.queue_tokens) for priority in Priority}
+        self._shown = 0, 0
         self.tokens_per_second = 1.0
         """Of the model, as far as is known."""
         # Of all the server, which may be slower than its model: infinite until something waits.
@@ -99,9 +101,13 @@ class Admission:
         )
 
     def show(self) -> None:
-        """Say what is held."""
-        self._metrics.queue_samples.set(sum(bound.held for bound in self._samples.values()))
-        self._metrics.queue_tokens.set(sum(bound.held for bound in self._tokens.values()))
+        """Say what is held; other engines hold theirs beside it."""
+        samples, tokens = (
+            sum(bound.held for bound in bounds.values()) for bounds in (self._samples, self._tokens)
+        )
+        self._metrics.queue_samples.inc(samples - self._shown[0])
+        self._metrics.queue_tokens.inc(tokens - self._shown[1])
+        self._shown = samples, tokens
 
     async def _admit(self, limit: Limit, bound: Bound, units: int, *, wait: bool) -> None:
         if wait:
@@ -110,9 +116,8 @@ class Admission:
             raise self._full(limit)
 
     def _full(self, limit: Limit) -> QueueFull:
-        self._metrics.refused.labels(limit).inc()
         least, most = _RETRY_SECONDS
-        return QueueFull(min(max(self._wait_seconds(max(Priority)), least), most))
+        return QueueFull(limit, min(max(self._wait_seconds(max(Priority)), least), most))
 
     def _wait_seconds(self, priority: Priority) -> float:
         """How long the samples take that go before a new one of this priority."""

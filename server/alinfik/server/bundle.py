@@ -89,12 +89,15 @@ def load_bundle(path: Path) -> Bundle:
     """Read and verify the bundle in directory ``path``: every byte of every file is hashed.
 
     Raises:
-        BundleError: it is no bundle, its format is unknown, a file is missing, changed or unlisted,
-            or the manifest contradicts itself.
+        BundleError: it is no bundle, its format is unknown, a file is missing, changed, unlisted
+            or not to be read, or the manifest contradicts itself.
     """
-    manifest = _read_manifest(path)
-    _check_files(path, manifest)
-    _check_id(path, manifest)
+    try:
+        manifest = _read_manifest(path)
+        _check_files(path, manifest)
+        _check_id(path, manifest)
+    except OSError as error:
+        raise BundleError(f"{error.filename or path}: cannot be read ({error.strerror})") from error
     for fault in _contradictions(manifest):
         raise BundleError(f"{path / MANIFEST}: {fault}; {_WRITE_AGAIN}")
     return Bundle(path, manifest)

@@ -125,8 +125,8 @@ class Engine:
     def _load(self) -> None:
         self._encoder = Encoder(self.bundle)
         self._tokenising = Tokenising(self._encoder, self._metrics)
-        self.explainer = Explainer(self.bundle, self._encoder)
         self.warm = warm_up(self.bundle, self._settings, self._encoder.last_id)
+        self.explainer = Explainer(self.bundle, self._encoder, self.warm.runtime.device)
         try:
             outcomes = self._probe()
         except Exception as error:
@@ -203,6 +203,9 @@ class Engine:
             if unknown := self._settle_known(call, samples):
                 async with asyncio.timeout_at(deadline):
                     await self._value(call, samples, unknown, priority, wait)
+        except QueueFull as error:
+            self._tally.refused(source, error.limit)
+            raise
         finally:
             self._tally.outcomes(source, call.outcomes, call.clock.shared)
             # Nobody waits for a shadow, whoever's samples it values.
@@ -235,6 +238,7 @@ class Engine:
     ) -> None:
         wanted = [samples[place] for place in unknown]
         with ExitStack() as undo:
+            undo.callback(self._admission.show)
             # Room for the samples before they are tokenised, so that the tokenizer's own queue is
             # bounded too; room for their tokens once these are counted.
             await self._admission.samples(len(wanted), priority, wait=wait)

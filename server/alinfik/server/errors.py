@@ -3,7 +3,7 @@
 Comes in: an exception, or what is wrong with a sample. Goes out: a ``google.rpc.Status`` with
 details, which ends a call or stands in one sample's ``ScoreResult.error``. Never a stack trace.
 
-    InvalidRequestError, Rejection   INVALID_ARGUMENT    BadRequest: every bad field
+    InvalidRequestError, Rejection   INVALID_ARGUMENT    BadRequest: the bad fields
     NotFoundError                    NOT_FOUND           ResourceInfo
     NotExplainableError, InUseError  FAILED_PRECONDITION PreconditionFailure
     QueueFull, LimitError            RESOURCE_EXHAUSTED  RetryInfo
@@ -49,8 +49,12 @@ from alinfik.server.explainer import NotExplainableError
 _RETRY_SECONDS = 1.0
 # Of every ErrorInfo's reason.
 _DOMAIN = "alinfik.v1"
-# Violations told in the message; the details have them all.
+# Violations told in the message, and in the details. Both travel in a call's metadata, of which
+# clients take 8 KiB, or answer with a status of their own that says nothing of all this.
 _TOLD = 3
+_DETAILED = 40
+# Characters of what a caller sent that are said back; a bundle's id has 64.
+_ECHOED = 64
 
 # A field's path, ``samples[3].completion``, and what is wrong with it.
 Violation = tuple[str, str]
@@ -66,10 +70,16 @@ class InvalidRequestError(Exception):
         self.violations = violations
 
 
+class TooManySamplesError(InvalidRequestError):
+    """It has more samples than a request may have."""
+
+
 class NotFoundError(Exception):
     """A request names a ``kind`` of thing (``bundle``, ``target``) that is not there."""
 
     def __init__(self, kind: str, name: str, known: Sequence[str]) -> None:
+        if len(name) > _ECHOED:
+            name = f"{name[:_ECHOED]}…"
         super().__init__(f"no {kind} {name!r}; there is {', '.join(known)}")
         self.kind = kind
         self.name = name
@@ -136,14 +146,18 @@ def status_of(error: Exception) -> Status:
 
 
 def invalid(found: Sequence[Violation]) -> Status:
-    """INVALID_ARGUMENT for all of ``found``."""
+    """INVALID_ARGUMENT for ``found``; what is past the first forty is counted."""
     told = "; ".join(f"{path} {message}" for path, message in found[:_TOLD])
     more = f"; and {len(found) - _TOLD} more" if len(found) > _TOLD else ""
     details = BadRequest(
         field_violations=[
-            BadRequest.FieldViolation(field=path, description=message) for path, message in found
+            BadRequest.FieldViolation(field=path, description=message)
+            for path, message in found[:_DETAILED]
         ]
     )
+    if len(found) > _DETAILED:
+        rest = f"and {len(found) - _DETAILED} more violations"
+        details.field_violations.add(field="samples", description=rest)
     return _status(INVALID_ARGUMENT, told + more, details)
 
 

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 
 from alinfik.server.bundle import Bundle
-from alinfik.server.device import find_device
+from alinfik.server.device import Device
 from alinfik.server.encode import Encoder
 from alinfik.server.runtime import TokenRuntime
 from alinfik.v1 import Explanation, Sample, TokenValue
@@ -38,11 +38,13 @@ class Explainer:
     Args:
         bundle: a verified bundle.
         encoder: its encoder.
+        device: where to run.
     """
 
-    def __init__(self, bundle: Bundle, encoder: Encoder) -> None:
+    def __init__(self, bundle: Bundle, encoder: Encoder, device: Device) -> None:
         self._bundle = bundle
         self._encoder = encoder
+        self._device: Device = device
         self._thread = ThreadPoolExecutor(1, "explain")
 
     async def explain(self, samples: Sequence[Sample]) -> list[Explanation]:
@@ -66,11 +68,12 @@ class Explainer:
 
     @cached_property
     def _model(self) -> TokenRuntime:
-        return TokenRuntime(self._bundle, find_device(), threads=1)
+        return TokenRuntime(self._bundle, self._device, threads=1)
 
     def _explain(self, sample: Sample) -> Explanation:
         encoded = self._encoder.encode([sample])[0]
-        values = self._model.run(encoded).tolist()
+        # A text without a token is padded to one.
+        values = self._model.run(encoded)[: len(encoded)].tolist()
         return Explanation(
             sample_id=sample.id,
             targets=self._bundle.targets,

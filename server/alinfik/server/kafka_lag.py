@@ -28,12 +28,16 @@ class LagWatch:
 
     Args:
         consumer: used on the caller's thread.
+        topic: the input.
         brokers: whom it talks to, for the log.
         metrics: where to say it.
     """
 
-    def __init__(self, consumer: KafkaConsumer, brokers: str, metrics: KafkaMetrics) -> None:
+    def __init__(
+        self, consumer: KafkaConsumer, topic: str, brokers: str, metrics: KafkaMetrics
+    ) -> None:
         self._consumer = consumer
+        self._topic = topic
         self._brokers = brokers
         self._metrics = metrics
         self._next: dict[TopicPartition, int] = {}
@@ -75,7 +79,9 @@ class LagWatch:
         try:
             for partition in owned - self._seen:
                 self._meet(partition)
-            ends = self._consumer.end_offsets(owned, timeout_ms=CONNECT_MS) if owned else {}
+            # One that has nothing to do wants to know whether a broker answers, too.
+            asked = owned or {TopicPartition(self._topic, 0)}
+            ends = self._consumer.end_offsets(asked, timeout_ms=CONNECT_MS)
         except KafkaTimeoutError:
             self._say(answers=False)
             return

@@ -88,18 +88,23 @@ class KafkaPipeline:
 
     def _run(self) -> None:
         while not self._stopping.is_set():
-            self._life = life = _Life(self._settings, self._registry, self._instance)
-            if self._stopping.is_set():
-                # Since before there was anybody to be told.
-                life.tell(Stop())
             try:
-                life.listen(self._loop, self._metrics)
-            except Exception:  # noqa: BLE001 - a defect must end no stream, nor be silent
+                self._live()
+            except Exception:  # noqa: BLE001 - a defect, or no memory, must end no stream, nor be silent
                 _log.exception("kafka pipeline failed")
             if not self._stopping.is_set():
                 self._metrics.lost()
-                _log.error("kafka process ended", exit_code=life.process.exitcode)
+                exit_code = self._life.process.exitcode if self._life else None
+                _log.error("kafka process ended", exit_code=exit_code)
                 self._stopping.wait(_RESTART_SECONDS)
+
+    def _live(self) -> None:
+        self._life = None
+        self._life = life = _Life(self._settings, self._registry, self._instance)
+        if self._stopping.is_set():
+            # Since before there was anybody to be told.
+            life.tell(Stop())
+        life.listen(self._loop, self._metrics)
 
 
 class _Life:

@@ -126,10 +126,9 @@ class Session:
         self._pace = Pace(settings.kafka_batch_records)
         self._committed_at = 0.0
         self._joining_since: float | None = None
-        self._starts = Starts(
-            self._consumer, settings.kafka_group, settings.kafka_offset_reset, metrics
-        )
-        self._lag = LagWatch(self._consumer, settings.kafka_bootstrap, metrics)
+        group, brokers = settings.kafka_group, settings.kafka_bootstrap
+        self._starts = Starts(self._consumer, group, brokers, settings.kafka_offset_reset, metrics)
+        self._lag = LagWatch(self._consumer, settings.kafka_input, brokers, metrics)
 
     def __enter__(self) -> Self:
         return self
@@ -213,11 +212,14 @@ class Session:
         """Poll, and take no records of the partitions that we have."""
         owned = self._consumer.assignment()
         self._consumer.pause(*owned)
-        batch = self._fetch(0)
-        if batch is not None:
-            # Of partitions that are ours since this poll.
-            self._in_flight.append(batch)
-        self._consumer.resume(*(owned & self._consumer.assignment()))
+        try:
+            batch = self._fetch(0)
+            if batch is not None:
+                # Of partitions that are ours since this poll.
+                self._in_flight.append(batch)
+        finally:
+            # Whatever the poll raises: nobody else would.
+            self._consumer.resume(*(owned & self._consumer.assignment()))
 
     def _fetch(self, timeout_ms: int) -> _Batch | None:
         try:

@@ -31,6 +31,7 @@ class Starts:
     Args:
         consumer: used on the caller's thread.
         group: whose offsets they are, for the messages.
+        brokers: whose they are, likewise.
         policy: what to do.
         metrics: where to count what is skipped.
 
@@ -40,10 +41,16 @@ class Starts:
     """
 
     def __init__(
-        self, consumer: KafkaConsumer, group: str, policy: OffsetReset, metrics: KafkaMetrics
+        self,
+        consumer: KafkaConsumer,
+        group: str,
+        brokers: str,
+        policy: OffsetReset,
+        metrics: KafkaMetrics,
     ) -> None:
         self._consumer = consumer
         self._group = group
+        self._brokers = brokers
         self._policy = policy
         self._metrics = metrics
 
@@ -82,8 +89,9 @@ class Starts:
             raise NoStartError(
                 f"group {self._group} has {had} for {partition.topic}-{partition.partition} and "
                 "--kafka-offset-reset is fail; set one while no server of the group runs: "
-                f"kafka-consumer-groups --group {self._group} --topic {partition.topic} "
-                "--reset-offsets --to-earliest --execute"
+                f"kafka-consumer-groups --bootstrap-server {self._brokers} --group {self._group} "
+                f"--topic {partition.topic}:{partition.partition} --reset-offsets --to-earliest "
+                "--execute"
             )
         earliest = self._consumer.beginning_offsets([partition], timeout_ms=CONNECT_MS)[partition]
         start = earliest

@@ -38,7 +38,7 @@ class Metrics:
         )
         self.request_seconds = Histogram(
             "alinfik_request_seconds",
-            "Time from a gRPC call's start to its end; for a stream, one request's.",
+            "Time from a valid Score, or a stream's request, to its answer.",
             ["method"],
             buckets=_SECONDS,
             registry=registry,
@@ -56,7 +56,8 @@ class Metrics:
         # Engine
         self.samples = Counter(
             "alinfik_samples",
-            "Samples by front door (grpc, kafka) and outcome (valued, rejected, failed).",
+            "Samples by front door (grpc, kafka) and outcome (valued, rejected, failed). One from "
+            "Kafka that failed is tried again, and counted again.",
             ["source", "outcome"],
             registry=registry,
         )
@@ -111,7 +112,8 @@ class Metrics:
         # Values
         self.value = Distribution(
             "alinfik_value",
-            "Values given, in the bundle's unit: count and sum.",
+            "Values given, in the bundle's unit: count and sum. Values may be negative, so a sum "
+            "may fall: take its delta, not its rate.",
             ["target"],
             registry=registry,
         )
@@ -184,7 +186,7 @@ class KafkaMetrics:
         )
         self.transactions = Counter(
             "alinfik_kafka_transactions",
-            "Batches of the input by what came of their commit (committed, aborted).",
+            "Commits by what came of them (committed, aborted).",
             ["outcome"],
             registry=registry,
         )

@@ -53,6 +53,8 @@ class Registry:
         self._loaded: dict[str, _Loaded] = {}
         self._active = ""
         self._shadow: Shadow | None = None
+        # Engines that are unloaded and still answer.
+        self._going: set[asyncio.Task[None]] = set()
         self._changing = asyncio.Lock()
         self._interactive = 0
         self._calm = asyncio.Event()
@@ -126,20 +128,27 @@ class Registry:
         async with self._changing:
             leaving = self._find(bundle_id)
             if bundle_id == self._active:
-                raise InUseError(
-                    f"bundle {bundle_id} is the active one; activate another one first"
-                )
+                raise InUseError(_IS_ACTIVE.format(bundle_id))
             if bundle_id == self.shadow_id:
                 self._shadow = None
             del self._loaded[bundle_id]
             self._show()
-            await leaving.idle.wait()
-            await leaving.engine.stop()
-        _log.info("bundle unloaded", bundle_id=bundle_id)
+            # To its end, also where whoever asked for it does not wait.
+            going = asyncio.create_task(self._end(leaving))
+            self._going.add(going)
+            going.add_done_callback(self._going.discard)
+            await asyncio.shield(going)
+
+    @staticmethod
+    async def _end(leaving: _Loaded) -> None:
+        await leaving.idle.wait()
+        await leaving.engine.stop()
+        _log.info("bundle unloaded", bundle_id=leaving.engine.bundle.id)
 
     async def stop(self) -> None:
         """Stop every engine; what they have not valued is refused."""
         await asyncio.gather(*(loaded.engine.stop() for loaded in self._loaded.values()))
+        await asyncio.gather(*self._going)
 
     @contextmanager
     def use(self, bundle_id: str = "") -> Generator[Engine]:
@@ -147,7 +156,7 @@ class Registry:
 
         Raises:
             NotFoundError: the bundle is not loaded.
-            NotRunningError: none is.
+            NotRunningError: none is named, and none is active yet.
         """
         loaded = self._find(bundle_id or self._active)
         loaded.calls += 1
@@ -243,7 +252,7 @@ class Registry:
         ]
 
     def _find(self, bundle_id: str) -> _Loaded:
-        if not self._loaded:
+        if not (self._loaded and (bundle_id or self._active)):
             raise NotRunningError("no bundle is ready yet; the server is starting")
         if (loaded := self._loaded.get(bundle_id)) is None:
             raise NotFoundError("bundle", bundle_id, list(self._loaded))

@@ -138,7 +138,11 @@ class Runtime:
         self._session = _Session(model, _OUTPUTS, pad_id, device, threads)
         self.device: Device = self._session.device
         tiny = Encoded(np.zeros(1, dtype=np.int64), 0, truncated=False)
-        columns = self.run([tiny]).value.shape[1]
+        try:
+            columns = self.run([tiny]).value.shape[1]
+        except Exception as error:
+            # Of a GPU that is full, or of an output that has no columns.
+            raise BundleError(f"{model} does not run: {error}") from error
         if columns != len(bundle.targets):
             raise BundleError(
                 f"{model} gives {columns} values a sample, and the manifest has "

@@ -7,6 +7,7 @@ batches and models.
 # ruff: noqa: N802 - the proto names the methods
 
 import asyncio
+import math
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from typing import Any, cast
@@ -17,7 +18,7 @@ from grpc.aio import ServicerContext
 from alinfik.server.bound import Bound
 from alinfik.server.calls import Calls
 from alinfik.server.engine import NotRunningError, Priority
-from alinfik.server.errors import InvalidRequestError, status_of
+from alinfik.server.errors import InvalidRequestError, TooManySamplesError, status_of
 from alinfik.server.limits import Limits
 from alinfik.server.metrics import Metrics
 from alinfik.server.ordered import ClosedError, in_order
@@ -93,7 +94,7 @@ class ValuationService(ValuationServiceServicer):
         async with self._calls.call("ScoreStream", context):
             bound = Bound(self._settings.stream_samples)
             answer = request_spans(self._answer)
-            answers = in_order(request_iterator, answer, _weight, bound, self._draining)
+            answers = in_order(request_iterator, answer, self._weight, bound, self._draining)
             try:
                 async with aclosing(answers):
                     async for answered in answers:
@@ -143,10 +144,19 @@ class ValuationService(ValuationServiceServicer):
         try:
             self._limits.check_request(request)
             return await self._score(request, Priority.STREAM, wait=True, deadline=None)
+        except TooManySamplesError:
+            # It ends the stream: a sample takes two bytes, and a status a hundred.
+            raise
         except Exception as error:  # noqa: BLE001 - it ends one request and not the stream
             status = status_of(error)
             set_status(Code.Name(status.code), status.message)
             return ScoreResponse(results=[ScoreResult(error=status)] * len(request.samples))
+
+    def _weight(self, request: ScoreRequest) -> int:
+        """What a request takes of ``stream_samples``; a largest one, in bytes, takes it all."""
+        share = request.ByteSize() / self._settings.max_request_bytes
+        # A request without samples is held too.
+        return max(1, len(request.samples), math.ceil(share * self._settings.stream_samples))
 
     async def _score(
         self, request: ScoreRequest, priority: Priority, *, wait: bool, deadline: float | None
@@ -171,8 +181,3 @@ def _deadline(context: ServicerContext[Any, Any]) -> float | None:
     # None where the caller set no deadline, whatever its type says.
     remaining = cast("float | None", context.time_remaining())
     return None if remaining is None else asyncio.get_running_loop().time() + remaining
-
-
-def _weight(request: ScoreRequest) -> int:
-    # A request without samples is held too.
-    return max(1, len(request.samples))

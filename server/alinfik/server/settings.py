@@ -272,12 +272,13 @@ class ServerSettings(BaseSettings):
     max_calls: PositiveInt = Field(
         2048,
         description="Most calls under way at once, streams among them; further ones fail with "
-        "RESOURCE_EXHAUSTED. Times --max-request-bytes, it bounds the memory that requests take.",
+        "RESOURCE_EXHAUSTED. Times --max-message-bytes, and for streams twice that, it bounds the "
+        "memory that requests take.",
     )
     max_streams: PositiveInt = Field(
         1024,
         description="Most ScoreStreams open at once; further ones fail with RESOURCE_EXHAUSTED. "
-        "Each holds up to --stream-samples.",
+        "Each holds up to --stream-samples, or --max-request-bytes.",
     )
     max_explained_samples: PositiveInt = Field(
         64, description="Most samples of one Explain, which takes them one by one."
@@ -315,9 +316,21 @@ class ServerSettings(BaseSettings):
         return self
 
     @model_validator(mode="after")
+    def _topics_are_three(self) -> Self:
+        topics = self.kafka_input, self.kafka_output, self.kafka_dead_letters
+        if self.kafka_bootstrap and len(set(topics)) < len(topics):
+            raise ValueError(
+                "--kafka-input, --kafka-output and --kafka-dead-letters must be three topics: the "
+                "server would read what it has written, again and again"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _watch_has_root(self) -> Self:
         if self.watch_seconds and self.bundle_root is None:
             raise ValueError("--watch-seconds needs a --bundle-root to watch")
+        if self.bundle_root is not None and not self.bundle_root.is_dir():
+            raise ValueError(f"--bundle-root {self.bundle_root} is no directory")
         return self
 
     @model_validator(mode="after")

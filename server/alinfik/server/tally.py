@@ -7,6 +7,7 @@ the engine does not.
 from collections.abc import Sequence
 from typing import Literal
 
+from alinfik.server.admission import Limit
 from alinfik.server.batching import Priority
 from alinfik.server.bundle import Bundle
 from alinfik.server.call import Job, Outcome
@@ -40,6 +41,11 @@ class Tally:
         metrics.padding_tokens.inc(padded - sum(lengths))
         for priority, waited in zip(Priority, self._waited, strict=True):
             waited.observe([begun - job.pushed_at for job in jobs if job.priority == priority])
+
+    def refused(self, source: Source, limit: Limit) -> None:
+        """Count a call that found no room."""
+        if source != "shadow":
+            self._metrics.refused.labels(limit).inc()
 
     def outcomes(self, source: Source, outcomes: Sequence[Outcome | None], shared: int) -> None:
         """Count what a call came to.

@@ -66,6 +66,9 @@ def warm_up(bundle: Bundle, settings: ServerSettings, last_id: int) -> Warm:
         BundleError: it does not load, or fails on a batch.
     """
     device = find_device()
+    if device == "cuda":
+        # There is a driver; whether there are the libraries, loading shows.
+        device = Runtime(bundle, "float32", device, threads=1).device
     precision = settings.precision_on(device, quantised=bundle.quantised)
     longest = bundle.manifest.encoding.token_limit
     row = Encoded(np.full(longest, last_id), 0, truncated=False)

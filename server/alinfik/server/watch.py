@@ -13,6 +13,9 @@ from alinfik.server.bundle import MANIFEST, Bundle, BundleError, load_bundle
 from alinfik.server.errors import InUseError, NotFoundError
 from alinfik.server.registry import Registry
 
+# What changes when a file is written to.
+_Stamp = tuple[str, int, int]
+
 _log = structlog.get_logger()
 
 
@@ -29,13 +32,16 @@ class BundleWatch:
         self._registry = registry
         self._root = root
         self._seconds = seconds
-        # Directories by the time at which their manifest was written: those seen already.
-        self._seen: dict[Path, int] = {}
+        # What was in each directory when it was last read: one that is being copied is read again.
+        self._seen: dict[Path, list[_Stamp]] = {}
 
     async def run(self) -> None:
-        """Follow until cancelled; a bundle that does not load is logged once and left alone."""
+        """Follow until cancelled; a bundle that does not load is left until it changes."""
         while True:
-            await self.look()
+            try:
+                await self.look()
+            except Exception:  # noqa: BLE001 - a defect must not end the watch in silence
+                _log.exception("bundle root not read")
             await asyncio.sleep(self._seconds)
 
     async def look(self) -> None:
@@ -64,15 +70,20 @@ class BundleWatch:
             if directory.name.startswith("."):
                 continue
             try:
-                written = manifest.stat().st_mtime_ns
-                if self._seen.get(directory) != written:
-                    self._seen[directory] = written
+                stamps = sorted(map(_stamp, directory.iterdir()))
+                if self._seen.get(directory) != stamps:
+                    self._seen[directory] = stamps
                     appeared.append(load_bundle(directory))
             except BundleError as error:
                 _log.error("bundle refused, the active one stays", error=str(error))
             except OSError as error:
                 _log.warning("bundle went while it was read", path=str(directory), error=str(error))
         return sorted(appeared, key=_made)
+
+
+def _stamp(file: Path) -> _Stamp:
+    stat = file.stat()
+    return file.name, stat.st_mtime_ns, stat.st_size
 
 
 def _made(bundle: Bundle) -> int:
