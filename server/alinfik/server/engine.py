@@ -325,12 +325,13 @@ class Engine:
                     call.clock.taken = taken
             try:
                 with self._metrics.workers_busy.track_inprogress():
-                    outcomes = await loop.run_in_executor(self._running, self._run, batch)
+                    outcomes, seconds = await loop.run_in_executor(self._running, self._run, batch)
             except Exception as error:  # noqa: BLE001 - the callers hear and the worker lives
                 self._forget(batch)
                 _fail(batch, _logged(error, len(batch)))
             else:
                 self._forget(batch)
+                self._learn_speed(batch, seconds)
                 for job, outcome in zip(batch, outcomes, strict=True):
                     if isinstance(outcome, Valuation):
                         self._cache.put(job.key, outcome)
@@ -340,18 +341,20 @@ class Engine:
         for job in batch:
             del self._jobs[job.key]
 
-    def _run(self, batch: Sequence[Job]) -> list[Outcome]:
-        """One batch, in a worker's thread."""
+    def _learn_speed(self, batch: Sequence[Job], seconds: float) -> None:
+        """Small batches say little of how soon a full queue is through."""
+        padded = len(batch) * max(job.length for job in batch)
+        if padded >= self.warm.batch_tokens / 2:
+            self._admission.learn_speed(self.warm.workers * padded / seconds)
+
+    def _run(self, batch: Sequence[Job]) -> tuple[list[Outcome], float]:
+        """One batch, in a worker's thread: its outcomes, and the seconds in the model."""
         rows = [job.encoded for job in batch]
         begun = time.monotonic()
         output = self.warm.runtime.run(rows)
         ended = time.monotonic()
         self._tally.batch(batch, begun, ended)
-        padded = len(rows) * max(map(len, rows))
-        if padded >= self.warm.batch_tokens / 2:
-            # Small batches say little of how soon a full queue is through.
-            self._admission.learn_speed(self.warm.workers * padded / (ended - begun))
-        return self._valuer.valuations(rows, output)
+        return self._valuer.valuations(rows, output), ended - begun
 
 
 def _logged(error: Exception, samples: int) -> ModelError:
