@@ -14,11 +14,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from alinfik.distill.rows import check_fields
 from alinfik.distill.samples import (
     BadRows,
     DataError,
     Row,
-    check_fields,
     read_pool,
     read_rows,
     rows_sha256,

@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from alinfik.distill.commands import Label
-from alinfik.distill.label import label
+from alinfik.distill.label import label, recipe_of
 from alinfik.distill.labeller import Job
 from alinfik.distill.labels import read_labels
 from alinfik.distill.llm import ModelError, choose_device
@@ -113,4 +113,4 @@ def test_a_worker_that_dies_is_told(settings: Label, tmp_path: Path) -> None:
 
 def test_a_worker_with_another_model_is_refused(settings: Label) -> None:
     with pytest.raises(ModelError, match="other weights than the one"):
-        Job(settings.recipe, "0" * 64, {}, {}).labeller(choose_device())
+        Job(recipe_of(settings), "0" * 64, {}, {}).labeller(choose_device())

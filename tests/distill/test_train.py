@@ -356,6 +356,8 @@ def test_a_place_that_cannot_be_written_shows_before_the_work(
         train(Train(labels=labels_directory, out=place))
     with pytest.raises(CommandError, match="is no directory that may be written to"):
         evaluate(bundle, labels_directory, place)
+    with pytest.raises(CommandError, match="is no file that may be written to"):
+        evaluate(bundle, labels_directory, tmp_path)
 
 
 def test_an_existing_bundle_is_never_changed(bundle: Path, labels_directory: Path) -> None:

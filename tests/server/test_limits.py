@@ -71,7 +71,9 @@ def test_a_request_of_too_many_samples_or_bytes_is_told_to_split_and_counted(
     asyncio.run(main())
 
 
-def test_a_stream_s_request_of_too_many_samples_ends_it_with_one_status(tiny_bundle: Path) -> None:
+def test_a_stream_s_request_of_millions_of_samples_ends_it_with_one_status(
+    tiny_bundle: Path,
+) -> None:
     """A status for each would be a hundred times as large as the request."""
 
     async def main() -> None:

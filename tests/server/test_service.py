@@ -226,15 +226,17 @@ def test_a_stream_answers_every_request_in_order_and_survives_bad_ones(tiny_bund
             ScoreRequest(samples=[CLIPS, BLANK]),
             ScoreRequest(),
             ScoreRequest(samples=[CLIPS], targets=["tennis"]),
+            ScoreRequest(samples=[CLIPS] * 3),
             *(ScoreRequest(samples=[Sample(id=str(n), completion="x " * n)]) for n in range(1, 90)),
         ]
-        async with served(tiny_bundle, stream_samples=8) as (_, stub):
+        async with served(tiny_bundle, max_samples_per_request=2, stream_samples=8) as (_, stub):
             responses = [response async for response in stub.ScoreStream(iter(requests))]
-        mixed, empty, unknown, *rest = responses
+        mixed, empty, unknown, many, *rest = responses
         assert mixed.results[0].valuation.sample_id == "clips"
         assert fields(mixed.results[1].error) == ["samples[1].completion"]
         assert empty == ScoreResponse()
         assert [r.error.code for r in unknown.results] == [grpc.StatusCode.NOT_FOUND.value[0]]
+        assert [fields(result.error) for result in many.results] == [["samples"]] * 3
         ids = [response.results[0].valuation.sample_id for response in rest]
         assert ids == [str(n) for n in range(1, 90)]
 

@@ -71,7 +71,7 @@ def table(valuations: Collection[Valuation], caption: str) -> Table:
 
 
 def _cells(valuation: Valuation, targets: list[str]) -> list[str | Text]:
-    # Text: a caller's id is shown as it is, never read as the console's markup.
+    # Text, so that a caller's id is never read as the console's markup.
     cells: list[str | Text] = [
         Text(printable(name)) for name in (valuation.sample_id, valuation.provider)
     ]

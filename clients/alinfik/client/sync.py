@@ -116,8 +116,7 @@ class Client:
             One valuation a sample, in the order of ``samples``.
 
         Raises:
-            InvalidSamplesError: names the bad samples of the first request that has one, forty at
-                most.
+            InvalidSamplesError: names every bad sample of the first request that has one.
         """
         values: list[Valuation] = []
         for batch in batches(samples):

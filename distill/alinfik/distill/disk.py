@@ -5,6 +5,7 @@ import os
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Literal
 
 from safetensors import SafetensorError
 
@@ -30,16 +31,21 @@ def remove_leftovers(path: Path) -> None:
         leftover.unlink(missing_ok=True)
 
 
-def check_place(path: Path) -> None:
+def check_place(path: Path, kind: Literal["file", "directory"]) -> None:
     """See before hours of work that ``path`` can be written after them; nothing is made.
 
     Raises:
         CommandError: it cannot.
     """
     place = path.absolute()
-    there = next(one for one in (place, *place.parents) if one.exists())
-    if (there != place and not there.is_dir()) or not os.access(there, os.W_OK):
-        raise CommandError(f"{path}: {there} is no directory that may be written to")
+    try:
+        there = next(one for one in (place, *place.parents) if one.exists())
+        wanted = there.is_file() if there == place and kind == "file" else there.is_dir()
+    except OSError as error:
+        raise CommandError(f"{path}: cannot be reached ({error.strerror})") from error
+    if not wanted or not os.access(there, os.W_OK):
+        what = kind if there == place else "directory"
+        raise CommandError(f"{path}: {there} is no {what} that may be written to")
 
 
 @contextmanager

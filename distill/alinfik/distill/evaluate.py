@@ -26,7 +26,7 @@ def evaluate(bundle: Path, labels_directory: Path, report: Path) -> Metrics:
             where no report can be written.
     """
     manifest = read_manifest(bundle)
-    check_place(report)
+    check_place(report, "file")
     labels = read_labels(labels_directory)
     _check(bundle, manifest, labels_directory, labels.manifest)
     encoder = Encoder(Tokenizer.from_file(str(bundle / TOKENIZER)), manifest.encoding)
@@ -67,7 +67,8 @@ def _check(bundle: Path, ours: BundleManifest, directory: Path, theirs: BundleMa
     changed = {
         "of another language model": ours.language_model.sha256 != theirs.language_model.sha256,
         "for other targets": next(shas) != next(shas),
-        "of another pool": ours.labels.pool_sha256 != theirs.labels.pool_sha256,
+        "of another pool": bool(ours.labels.pool_sha256 and theirs.labels.pool_sha256)
+        and ours.labels.pool_sha256 != theirs.labels.pool_sha256,
     }
     if differences := [what for what, other in changed.items() if other]:
         print(

@@ -39,10 +39,10 @@ def label(settings: Label) -> None:
     Raises:
         CommandError: bad data, a bad model, or an output directory of another run.
     """
-    check_place(settings.out)
+    check_place(settings.out, "directory")
     targets = {name: _read_target(source, settings) for name, source in settings.target.items()}
     pool = _survey(settings, targets)
-    recipe = _recipe(settings)
+    recipe = recipe_of(settings)
     llm = recipe.load_llm()
     # What `auto` means here it must mean on every worker.
     recipe = replace(recipe, dtype=str(llm.model.dtype).removeprefix("torch."))
@@ -77,7 +77,8 @@ def label(settings: Label) -> None:
     writer.finish(manifest)
 
 
-def _recipe(settings: Label) -> Recipe:
+def recipe_of(settings: Label) -> Recipe:
+    """Return how the labels are to be made."""
     return Recipe(
         model=settings.model,
         adapter=settings.adapter,

@@ -73,8 +73,6 @@ class LabelsWriter:
         self, directory: Path, fingerprint: dict[str, object], record: dict[str, object]
     ) -> None:
         self._directory = directory
-        if directory.exists() and not directory.is_dir():
-            raise LabelsError(f"{directory} is no directory; give --out another name")
         directory.mkdir(parents=True, exist_ok=True)
         run = directory / RUN
         for path in (run, directory / MANIFEST, directory / "part-*.parquet"):

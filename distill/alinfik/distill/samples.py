@@ -14,14 +14,13 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing
 
 from alinfik.distill.readers import read_records
-from alinfik.distill.rows import Columns, DataError, Place, Row, RowError, check_fields
+from alinfik.distill.rows import Columns, DataError, Place, Row, RowError
 
 __all__ = [
     "BadRows",
     "DataError",
     "Row",
     "RowError",
-    "check_fields",
     "read_pool",
     "read_rows",
     "rows_sha256",

@@ -61,7 +61,7 @@ def train(settings: Train) -> None:
         CommandError: no labels, too few labels, no model, or an export that does not agree.
     """
     files.refuse_existing(settings.out)
-    check_place(settings.out)
+    check_place(settings.out, "directory")
     labels = read_labels(settings.labels)
     if len(labels) < _FEWEST_LABELS:
         raise TrainError(
@@ -119,6 +119,8 @@ def _llm(settings: Train, labels: Labels) -> tuple[str, Reading]:
 
 def _checkpoint(settings: Train, labels: Labels) -> Checkpoint:
     key = {
+        # Of the proxy's parameters, by their names.
+        "format": 2,
         "settings": settings.model_dump(mode="json"),
         "labels": [labels.table[f"label_{name}"].to_pylist() for name in labels.names],
     }

@@ -76,8 +76,7 @@ class ValuationServiceServicer:
 
     def ScoreStream(self, request_iterator, context):
         """One response a request, in the order of the requests. A bad sample gets its own status and does
-        not end the stream; a request of too many samples does. A full queue slows the stream down; it
-        never ends it.
+        not end the stream. A full queue slows the stream down; it never ends it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

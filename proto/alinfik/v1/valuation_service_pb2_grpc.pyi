@@ -39,8 +39,7 @@ class ValuationServiceStub:
     """
     ScoreStream: _grpc.StreamStreamMultiCallable[_valuation_service_pb2.ScoreRequest, _valuation_service_pb2.ScoreResponse]
     """One response a request, in the order of the requests. A bad sample gets its own status and does
-    not end the stream; a request of too many samples does. A full queue slows the stream down; it
-    never ends it.
+    not end the stream. A full queue slows the stream down; it never ends it.
     """
     Explain: _grpc.UnaryUnaryMultiCallable[_valuation_service_pb2.ExplainRequest, _valuation_service_pb2.ExplainResponse]
     """Which tokens of each sample make its values. All or none; FAILED_PRECONDITION where the bundle
@@ -62,8 +61,7 @@ class ValuationServiceAsyncStub(ValuationServiceStub):
     """
     ScoreStream: _aio.StreamStreamMultiCallable[_valuation_service_pb2.ScoreRequest, _valuation_service_pb2.ScoreResponse]  # type: ignore[assignment]
     """One response a request, in the order of the requests. A bad sample gets its own status and does
-    not end the stream; a request of too many samples does. A full queue slows the stream down; it
-    never ends it.
+    not end the stream. A full queue slows the stream down; it never ends it.
     """
     Explain: _aio.UnaryUnaryMultiCallable[_valuation_service_pb2.ExplainRequest, _valuation_service_pb2.ExplainResponse]  # type: ignore[assignment]
     """Which tokens of each sample make its values. All or none; FAILED_PRECONDITION where the bundle
@@ -94,8 +92,7 @@ class ValuationServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_valuation_service_pb2.ScoreResponse], _abc.AsyncIterator[_valuation_service_pb2.ScoreResponse]]:
         """One response a request, in the order of the requests. A bad sample gets its own status and does
-        not end the stream; a request of too many samples does. A full queue slows the stream down; it
-        never ends it.
+        not end the stream. A full queue slows the stream down; it never ends it.
         """
 
     @_abc_1.abstractmethod

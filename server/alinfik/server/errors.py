@@ -70,10 +70,6 @@ class InvalidRequestError(Exception):
         self.violations = violations
 
 
-class TooManySamplesError(InvalidRequestError):
-    """It has more samples than a request may have."""
-
-
 class NotFoundError(Exception):
     """A request names a ``kind`` of thing (``bundle``, ``target``) that is not there."""
 

@@ -87,7 +87,7 @@ class LagWatch:
             return
         self._say(answers=True)
         for partition, end in ends.items():
-            if (following := self._next.get(partition)) is not None:
+            if partition in owned and (following := self._next.get(partition)) is not None:
                 labels = partition.topic, str(partition.partition)
                 self._metrics.lag.labels(*labels).set(max(0, end - following))
 

@@ -74,15 +74,15 @@ class KafkaPipeline:
         """
         ends = time.monotonic() + timeout_seconds
         self._stopping.set()
-        if self._life:
-            self._life.tell(Stop())
+        if life := self._life:
+            life.tell(Stop())
         self._thread.join(timeout_seconds * _SCORING_SHARE)
-        if self._life:
-            self._loop.call_soon_threadsafe(self._life.scoring.give_up)
+        if life := self._life:
+            self._loop.call_soon_threadsafe(life.scoring.give_up)
         self._thread.join(max(0.0, ends - time.monotonic()))
         in_time = not self._thread.is_alive()
-        if self._life and not in_time:
-            self._life.process.kill()
+        if (life := self._life) and not in_time:
+            life.process.kill()
             self._thread.join()
         return in_time
 

@@ -12,7 +12,7 @@ from grpc.aio import ServerInterceptor
 
 from alinfik.server.bound import Bound
 from alinfik.server.calls import Calls, Continuation, Handler
-from alinfik.server.errors import InvalidRequestError, LimitError, TooManySamplesError
+from alinfik.server.errors import InvalidRequestError, LimitError
 from alinfik.server.metrics import Metrics
 from alinfik.server.settings import ServerSettings
 from alinfik.v1 import ExplainRequest, ScoreRequest
@@ -73,7 +73,7 @@ class Limits(ServerInterceptor):
         """Refuse a request without samples, or with more samples or bytes than are taken.
 
         Raises:
-            InvalidRequestError: it is one of these; a TooManySamplesError for more samples.
+            InvalidRequestError: it is one of these.
         """
         count = len(request.samples)
         if not count:
@@ -83,7 +83,7 @@ class Limits(ServerInterceptor):
         if count > most:
             self._refused.labels("explained_samples" if explain else "request_samples").inc()
             message = f"holds {count}: at most {most} a request are taken, so split it"
-            raise TooManySamplesError([("samples", message)])
+            raise InvalidRequestError([("samples", message)])
         if (size := request.ByteSize()) > self._most_bytes:
             self._refused.labels("request_bytes").inc()
             message = f"makes a request of {size} bytes: at most {self._most_bytes} are taken"

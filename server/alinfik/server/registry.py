@@ -54,7 +54,7 @@ class Registry:
         self._active = ""
         self._shadow: Shadow | None = None
         # Engines that are unloaded and still answer.
-        self._going: set[asyncio.Task[None]] = set()
+        self._going: dict[asyncio.Task[None], Engine] = {}
         self._changing = asyncio.Lock()
         self._interactive = 0
         self._calm = asyncio.Event()
@@ -135,8 +135,8 @@ class Registry:
             self._show()
             # To its end, also where whoever asked for it does not wait.
             going = asyncio.create_task(self._end(leaving))
-            self._going.add(going)
-            going.add_done_callback(self._going.discard)
+            self._going[going] = leaving.engine
+            going.add_done_callback(self._going.pop)
             await asyncio.shield(going)
 
     @staticmethod
@@ -147,7 +147,8 @@ class Registry:
 
     async def stop(self) -> None:
         """Stop every engine; what they have not valued is refused."""
-        await asyncio.gather(*(loaded.engine.stop() for loaded in self._loaded.values()))
+        engines = [*(loaded.engine for loaded in self._loaded.values()), *self._going.values()]
+        await asyncio.gather(*(engine.stop() for engine in engines))
         await asyncio.gather(*self._going)
 
     @contextmanager

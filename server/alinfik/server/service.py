@@ -18,7 +18,7 @@ from grpc.aio import ServicerContext
 from alinfik.server.bound import Bound
 from alinfik.server.calls import Calls
 from alinfik.server.engine import NotRunningError, Priority
-from alinfik.server.errors import InvalidRequestError, TooManySamplesError, status_of
+from alinfik.server.errors import InvalidRequestError, status_of
 from alinfik.server.limits import Limits
 from alinfik.server.metrics import Metrics
 from alinfik.server.ordered import ClosedError, in_order
@@ -144,13 +144,14 @@ class ValuationService(ValuationServiceServicer):
         try:
             self._limits.check_request(request)
             return await self._score(request, Priority.STREAM, wait=True, deadline=None)
-        except TooManySamplesError:
-            # It ends the stream: a sample takes two bytes, and a status a hundred.
-            raise
-        except Exception as error:  # noqa: BLE001 - it ends one request and not the stream
+        except Exception as error:
             status = status_of(error)
             set_status(Code.Name(status.code), status.message)
-            return ScoreResponse(results=[ScoreResult(error=status)] * len(request.samples))
+            result = ScoreResult(error=status)
+            if len(request.samples) * result.ByteSize() > self._settings.max_message_bytes:
+                # A sample may take two bytes, and a status a hundred: this ends the stream.
+                raise
+            return ScoreResponse(results=[result] * len(request.samples))
 
     def _weight(self, request: ScoreRequest) -> int:
         """What a request takes of ``stream_samples``; a largest one, in bytes, takes it all."""

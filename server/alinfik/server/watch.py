@@ -38,10 +38,7 @@ class BundleWatch:
     async def run(self) -> None:
         """Follow until cancelled; a bundle that does not load is left until it changes."""
         while True:
-            try:
-                await self.look()
-            except Exception:  # noqa: BLE001 - a defect must not end the watch in silence
-                _log.exception("bundle root not read")
+            await self.look()
             await asyncio.sleep(self._seconds)
 
     async def look(self) -> None:
@@ -60,6 +57,8 @@ class BundleWatch:
             except (InUseError, NotFoundError) as error:
                 # An administrator was at it meanwhile, and has the last word.
                 _log.warning("bundles were changed by hand meanwhile", error=str(error))
+            except Exception:  # noqa: BLE001 - a defect must not end the watch in silence
+                _log.exception("bundle not served, the active one stays", path=str(bundle.path))
 
     def _appeared(self) -> list[Bundle]:
         """The bundles that were not there at the last look, oldest first."""
