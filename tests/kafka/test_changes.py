@@ -56,6 +56,14 @@ def lose_four(stream, bundle):
     delete_before(stream, 9)
 
 
+def test_a_member_knows_its_partitions_before_it_joins(stream, tiny_bundle):
+    """Else it joins once more when it hears of them, and what it has read meanwhile is refused."""
+    consumer = open_consumer(stream.settings(tiny_bundle))
+    known = consumer._coordinator._metadata_snapshot
+    consumer.close()
+    assert known == {stream.samples: {0, 1, 2}}
+
+
 def test_records_deleted_before_their_turn_are_told_and_counted(one, tiny_bundle):
     lose_four(one, tiny_bundle)
     with capture_logs() as logs, running(one.settings(tiny_bundle)) as server:

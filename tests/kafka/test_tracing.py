@@ -11,6 +11,8 @@ from tests.kafka.streams import Sent, read, running, send
 
 pytestmark = pytest.mark.kafka
 
+STAGES = ["admission", "tokenisation", "queue", "model"]
+
 
 def sent_in(trace: int) -> tuple[str, bytes]:
     return "traceparent", f"00-{trace:032x}-{trace:016x}-01".encode()
@@ -52,7 +54,9 @@ def test_outcomes_name_the_trace_of_their_batch_and_that_names_those_of_its_reco
         assert {part.name for part in parts} == {"score", "commit"}
         score = next(part for part in parts if part.name == "score")
         stages = [s.name for s in kept.get_finished_spans() if s.parent == score.context]
-        assert stages == ["admission", "tokenisation", "queue", "model"]
+        # The first alone where its texts were valued for a batch that a rebalance spoilt.
+        assert stages in (STAGES, STAGES[:1])
+    assert STAGES[-1] in {span.name for span in kept.get_finished_spans()}
     # A batch that a rebalance spoils has a trace too, and no outcome that names it.
     counts = [batches[one].attributes["messaging.batch.message_count"] for one in committed]
     assert sum(counts) == count + 1

@@ -155,6 +155,9 @@ def open_consumer(settings: ServerSettings) -> GroupConsumer:
     """
     with connecting(settings) as told:
         consumer = _member(settings, told)
+    # Before the topics are asked for: a member that joins before it has heard of its partitions
+    # since it subscribed joins a second time, and its first batch is done again.
+    consumer.subscribe([settings.kafka_input])
     topics = settings.kafka_input, settings.kafka_output, settings.kafka_dead_letters
     missing = [topic for topic in topics if not consumer.partitions_for_topic(topic)]
     if missing:
@@ -167,7 +170,6 @@ def open_consumer(settings: ServerSettings) -> GroupConsumer:
             f"kafka-topics --bootstrap-server {settings.kafka_bootstrap} --create --topic NAME, "
             "or give --kafka-create-topics"
         )
-    consumer.subscribe([settings.kafka_input])
     return consumer
 
 
