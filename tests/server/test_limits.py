@@ -101,7 +101,8 @@ def test_a_stream_s_requests_take_room_by_their_bytes_too(slow_bundle: Path) -> 
             while not server.registry.get_sample_value("alinfik_workers_busy"):
                 await asyncio.sleep(0)
             for _ in range(20):
-                assert not server.registry.get_sample_value("alinfik_queue_samples")
+                # The next one at most, where the model is through with the one before it.
+                assert server.registry.get_sample_value("alinfik_queue_samples") <= 1
                 await asyncio.sleep(0.005)
             for _ in range(9):
                 assert (await stream.read()).results[0].HasField("valuation")
