@@ -15,13 +15,11 @@ import torch
 from google.protobuf import json_format
 from prometheus_client import CollectorRegistry
 from tokenizers import Tokenizer
-from transformers import BertConfig, ModernBertConfig, PreTrainedConfig, RobertaConfig
 
 from alinfik.command import CommandError
 from alinfik.distill.backbones import Reading, build_backbone
 from alinfik.distill.batches import pad
 from alinfik.distill.bundle import read_manifest
-from alinfik.distill.checkpoint import Checkpoint
 from alinfik.distill.commands import Explain, Label, Train
 from alinfik.distill.encoding import Encoder
 from alinfik.distill.evaluate import evaluate
@@ -40,7 +38,7 @@ from alinfik.server.encode import Encoder as ServerEncoder
 from alinfik.server.engine import Engine, Priority
 from alinfik.server.metrics import Metrics as ServerMetrics
 from alinfik.server.settings import ServerSettings
-from alinfik.v1 import Encoding, Metrics, Sample, Valuation
+from alinfik.v1 import Metrics, Sample, Valuation
 from tests.distill.conftest import write_rows
 from tests.distill.tiny_llm import write_encoder
 
@@ -232,31 +230,6 @@ def test_token_values_reduce_to_the_label_in_the_encoder_s_tokens_too(
         assert [len(values) for values in data.token_values] == [len(s) for s in data.samples]
 
 
-@pytest.mark.parametrize(
-    ("kind", "settings", "positions"),
-    [
-        (BertConfig, {}, 96),
-        (RobertaConfig, {"pad_token_id": 1}, 94),
-        (ModernBertConfig, {}, 96),
-    ],
-)
-def test_an_encoder_reads_as_far_as_its_positions_go(
-    kind: type[PreTrainedConfig],
-    settings: dict[str, object],
-    positions: int,
-    tiny_llm: Path,
-    tmp_path: Path,
-) -> None:
-    encoder = write_encoder(tmp_path / "encoder", kind, **settings)
-    tokenizer = load_fast_tokenizer(str(tiny_llm)).backend_tokenizer
-    llm = Reading(tokenizer, Encoding(token_limit=10_000))
-    backbone, reading = build_backbone(f"encoder:{encoder}", str(tiny_llm), llm)
-    assert reading.encoding.token_limit == positions
-    ids = torch.full((1, positions), 5)
-    assert backbone is not None
-    assert backbone(ids, torch.ones_like(ids), torch.ones_like(ids)).isfinite().all()
-
-
 def test_an_explanation_names_the_characters_of_every_token(
     bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -365,12 +338,6 @@ def test_an_existing_bundle_is_never_changed(bundle: Path, labels_directory: Pat
         train(Train(labels=labels_directory, out=bundle))
 
 
-def test_unknown_families_are_refused(tiny_llm: Path) -> None:
-    llm = Reading(load_fast_tokenizer(str(tiny_llm)).backend_tokenizer, Encoding())
-    with pytest.raises(ModelError, match="unknown backbone 'forest'"):
-        build_backbone("forest", str(tiny_llm), llm)
-
-
 def test_a_failed_run_leaves_nothing(labels_directory: Path, tmp_path: Path) -> None:
     settings = Train(labels=labels_directory, out=tmp_path / "out" / "b", backbone="layers:9")
     with pytest.raises(ModelError, match="has only 3 layers"):
@@ -415,15 +382,6 @@ def test_a_killed_training_goes_on_and_ends_alike(
         for directory in (bundle, out)
     )
     np.testing.assert_allclose(ours.value, theirs.value, rtol=1e-3, atol=1e-5)
-
-
-def test_the_checkpoint_of_another_training_is_not_read(tmp_path: Path) -> None:
-    out = tmp_path / "bundle"
-    Checkpoint(out, {"seed": 1}).save({"epoch": 2})
-    assert Checkpoint(out, {"seed": 1}).load() == {"epoch": 2}
-    assert Checkpoint(out, {"seed": 2}).load() is None
-    Checkpoint(out, {"seed": 2}).discard()
-    assert Checkpoint(out, {"seed": 1}).load() is None
 
 
 def test_a_proxy_can_be_held_against_providers_that_it_does_not_know(
