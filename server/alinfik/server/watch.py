@@ -38,7 +38,10 @@ class BundleWatch:
     async def run(self) -> None:
         """Follow until cancelled; a bundle that does not load is left until it changes."""
         while True:
-            await self.look()
+            try:
+                await self.look()
+            except Exception:  # noqa: BLE001 - a defect must not end the watch in silence
+                _log.exception("bundle root not read", path=str(self._root))
             await asyncio.sleep(self._seconds)
 
     async def look(self) -> None:
