@@ -16,6 +16,7 @@ from kafka.structs import TopicPartition
 
 from alinfik.server.kafka_io import CONNECT_MS
 from alinfik.server.metrics import KafkaMetrics
+from alinfik.server.settings import ServerSettings
 
 _log = structlog.get_logger()
 
@@ -28,17 +29,16 @@ class LagWatch:
 
     Args:
         consumer: used on the caller's thread.
-        topic: the input.
-        brokers: whom it talks to, for the log.
+        settings: the input, and the brokers for the log.
         metrics: where to say it.
     """
 
     def __init__(
-        self, consumer: KafkaConsumer, topic: str, brokers: str, metrics: KafkaMetrics
+        self, consumer: KafkaConsumer, settings: ServerSettings, metrics: KafkaMetrics
     ) -> None:
         self._consumer = consumer
-        self._topic = topic
-        self._brokers = brokers
+        self._topic = settings.kafka_input
+        self._brokers = settings.kafka_bootstrap
         self._metrics = metrics
         self._next: dict[TopicPartition, int] = {}
         self._seen: set[TopicPartition] = set()

@@ -126,9 +126,8 @@ class Session:
         self._pace = Pace(settings.kafka_batch_records)
         self._committed_at = 0.0
         self._joining_since: float | None = None
-        group, brokers = settings.kafka_group, settings.kafka_bootstrap
-        self._starts = Starts(self._consumer, group, brokers, settings.kafka_offset_reset, metrics)
-        self._lag = LagWatch(self._consumer, settings.kafka_input, brokers, metrics)
+        self._starts = Starts(self._consumer, settings, metrics)
+        self._lag = LagWatch(self._consumer, settings, metrics)
 
     def __enter__(self) -> Self:
         return self

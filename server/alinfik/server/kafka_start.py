@@ -13,7 +13,7 @@ from kafka.structs import TopicPartition
 
 from alinfik.server.kafka_io import CONNECT_MS
 from alinfik.server.metrics import KafkaMetrics
-from alinfik.server.settings import OffsetReset
+from alinfik.server.settings import ServerSettings
 
 _log = structlog.get_logger()
 
@@ -30,9 +30,7 @@ class Starts:
 
     Args:
         consumer: used on the caller's thread.
-        group: whose offsets they are, for the messages.
-        brokers: whose they are, likewise.
-        policy: what to do.
+        settings: what to do, and what the messages name.
         metrics: where to count what is skipped.
 
     Raises:
@@ -41,17 +39,12 @@ class Starts:
     """
 
     def __init__(
-        self,
-        consumer: KafkaConsumer,
-        group: str,
-        brokers: str,
-        policy: OffsetReset,
-        metrics: KafkaMetrics,
+        self, consumer: KafkaConsumer, settings: ServerSettings, metrics: KafkaMetrics
     ) -> None:
         self._consumer = consumer
-        self._group = group
-        self._brokers = brokers
-        self._policy = policy
+        self._group = settings.kafka_group
+        self._brokers = settings.kafka_bootstrap
+        self._policy = settings.kafka_offset_reset
         self._metrics = metrics
 
     def begin(self, partitions: Iterable[TopicPartition]) -> None:
