@@ -28,8 +28,8 @@ def _check_target_names(targets: dict[str, str]) -> dict[str, str]:
     return targets
 
 
-def _check_target_fields(fields: dict[str, str] | None) -> dict[str, str] | None:
-    return fields if fields is None else check_fields(fields)
+# OURS=THEIRS, once a column.
+Fields = Annotated[dict[str, str], AfterValidator(check_fields)]
 
 
 class Label(BaseSettings):
@@ -58,12 +58,12 @@ class Label(BaseSettings):
         min_length=1,
         description="samples to value: .jsonl and .csv, also .gz, .parquet, or hf:DATASET[:SPLIT]",
     )
-    fields: Annotated[dict[str, str], AfterValidator(check_fields)] = Field(
+    fields: Fields = Field(
         default={},
         description="OURS=THEIRS: where columns have other names than id, provider, prompt, "
         "completion and group, as in id=uid,completion=answer",
     )
-    target_fields: Annotated[dict[str, str] | None, AfterValidator(_check_target_fields)] = Field(
+    target_fields: Fields | None = Field(
         default=None,
         description="the same for targets, where their columns are not named as the pool's are; "
         "id=id says that they are named as ours",
@@ -244,7 +244,7 @@ class Explain(BaseSettings):
     samples: str = Field(
         description="samples to explain: .jsonl and .csv, also .gz, .parquet, or hf:DATASET[:SPLIT]"
     )
-    fields: Annotated[dict[str, str], AfterValidator(check_fields)] = Field(
+    fields: Fields = Field(
         default={},
         description="OURS=THEIRS: where columns have other names than id, provider, prompt, "
         "completion and group, as in id=uid,completion=answer",
