@@ -1,33 +1,19 @@
 """A labelling run that is killed again and again loses nothing and doubles nothing."""
 
-import multiprocessing
 import os
 import random
 import signal
-import sys
 import time
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
-from alinfik.command import run
-from alinfik.distill.commands import Distill
 from alinfik.distill.labels import read_labels
 from tests.distill.conftest import write_rows
+from tests.distill.processes import started
 
 KILLS = 10
 SHARDS = 40
 SHARD_SAMPLES = 2
-
-
-# Processes that have torch and transformers loaded when they begin: a dozen times ten seconds less.
-_LOADED = multiprocessing.get_context("forkserver")
-_LOADED.set_forkserver_preload(["alinfik.distill.label"])
-
-
-def main(arguments: list[str]) -> None:
-    """The command, in a process of its own."""
-    with Path(os.devnull).open("w") as sys.stderr:
-        run(Distill, arguments)
 
 
 def labelling(tiny_llm: Path, directory: Path, out: Path) -> ForkServerProcess:
@@ -40,9 +26,7 @@ def labelling(tiny_llm: Path, directory: Path, out: Path) -> ForkServerProcess:
         *("--dtype", "float32"),
         *("--shard-samples", str(SHARD_SAMPLES)),
     ]
-    process = _LOADED.Process(target=main, args=(arguments,))
-    process.start()
-    return process
+    return started(arguments, Path(os.devnull))
 
 
 def shards_of(out: Path) -> int:

@@ -1,9 +1,9 @@
 """The same labels and the same files, whoever computes them."""
 
+import os
 import signal
-import subprocess
-import sys
 import time
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +16,7 @@ from alinfik.distill.labeller import Job
 from alinfik.distill.labels import read_labels
 from alinfik.distill.llm import ModelError, choose_device
 from tests.distill.conftest import write_rows
+from tests.distill.processes import started
 
 
 @pytest.fixture
@@ -33,8 +34,7 @@ def settings(tiny_llm: Path, pool: Path, target: Path, tmp_path: Path) -> Label:
 
 def command(settings: Label, *options: str) -> list[str]:
     return [
-        *(sys.executable, "-m", "alinfik.distill", "label"),
-        *("--model", settings.model),
+        *("label", "--model", settings.model),
         *(f"--target={name}={source}" for name, source in settings.target.items()),
         *("--pool", settings.pool[0]),
         *("--cache", str(settings.cache)),
@@ -42,6 +42,21 @@ def command(settings: Label, *options: str) -> list[str]:
         *("--shard-samples", str(settings.shard_samples)),
         *options,
     ]
+
+
+def labelling(settings: Label, directory: Path) -> ForkServerProcess:
+    """Two workers, each of which has written a shard."""
+    out = directory / "together"
+    arguments = command(settings, "--workers", "2", "--out", str(out))
+    process = started(arguments, directory / "messages")
+    while process.is_alive() and len(list(out.glob("part-*"))) < 2:
+        time.sleep(0.01)
+    assert process.pid is not None
+    return process
+
+
+def last_message(directory: Path) -> str:
+    return (directory / "messages").read_text().splitlines()[-1]
 
 
 def assert_same(settings: Label, out: Path) -> None:
@@ -63,10 +78,11 @@ def test_two_workers_label_as_one(
     label(settings)
     out = tmp_path / "together"
     out.mkdir()
-    run = [*command(settings, *options), "--out", str(out)]
-    done = subprocess.run(run, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "label pool: 20/20" in done.stderr
+    messages = tmp_path / "messages"
+    process = started(command(settings, *options, "--out", str(out)), messages)
+    process.join()
+    assert process.exitcode == 0, messages.read_text()
+    assert "label pool: 20/20" in messages.read_text()
     assert_same(settings, out)
     # What one began, the other finishes.
     (out / "manifest.json").unlink()
@@ -78,37 +94,29 @@ def test_two_workers_label_as_one(
 @pytest.mark.parametrize("ending", [signal.SIGKILL, signal.SIGINT], ids=["killed", "interrupted"])
 def test_workers_end_with_the_run(settings: Label, ending: signal.Signals, tmp_path: Path) -> None:
     write_rows(Path(settings.pool[0]), 2000)
-    out = tmp_path / "together"
-    run = [*command(settings, "--workers", "2"), "--out", str(out)]
-    with subprocess.Popen(run, stderr=subprocess.PIPE, text=True) as process:
-        while process.poll() is None and len(list(out.glob("part-*"))) < 2:
-            time.sleep(0.01)
-        workers = psutil.Process(process.pid).children(recursive=True)
-        assert len(workers) >= 2
-        process.send_signal(ending)
-        message = process.communicate()[1]
+    process = labelling(settings, tmp_path)
+    workers = psutil.Process(process.pid).children(recursive=True)
+    assert len(workers) >= 2
+    os.kill(process.pid, ending)
+    process.join()
     _, alive = psutil.wait_procs(workers, timeout=30)
     assert alive == []
     if ending == signal.SIGINT:
-        assert process.returncode == 130
-        assert message.splitlines()[-1] == "alinfik-distill: interrupted"
+        assert process.exitcode == 130
+        assert last_message(tmp_path) == "alinfik-distill: interrupted"
 
 
 def test_a_worker_that_dies_is_told(settings: Label, tmp_path: Path) -> None:
     write_rows(Path(settings.pool[0]), 2000)
-    out = tmp_path / "together"
-    run = [*command(settings, "--workers", "2"), "--out", str(out)]
-    with subprocess.Popen(run, stderr=subprocess.PIPE, text=True) as process:
-        while process.poll() is None and len(list(out.glob("part-*"))) < 2:
-            time.sleep(0.01)
-        busiest = max(
-            psutil.Process(process.pid).children(), key=lambda child: child.cpu_times().user
-        )
-        busiest.kill()
-        message = process.communicate()[1]
-    assert process.returncode == 1
-    assert "a labelling worker died" in message.splitlines()[-1]
-    assert "Traceback" not in message
+    process = labelling(settings, tmp_path)
+    # A server between them and the run begins them.
+    children = psutil.Process(process.pid).children(recursive=True)
+    workers = [child for child in children if child.ppid() != process.pid]
+    max(workers, key=lambda worker: worker.cpu_times().user).kill()
+    process.join()
+    assert process.exitcode == 1
+    assert "a labelling worker died" in last_message(tmp_path)
+    assert "Traceback" not in (tmp_path / "messages").read_text()
 
 
 def test_a_worker_with_another_model_is_refused(settings: Label) -> None:

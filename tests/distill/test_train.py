@@ -2,10 +2,9 @@
 
 import asyncio
 import json
+import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -40,6 +39,7 @@ from alinfik.server.metrics import Metrics as ServerMetrics
 from alinfik.server.settings import ServerSettings
 from alinfik.v1 import Metrics, Sample, Valuation
 from tests.distill.conftest import write_rows
+from tests.distill.processes import started
 from tests.distill.tiny_llm import write_encoder
 
 
@@ -361,18 +361,17 @@ def test_a_killed_training_goes_on_and_ends_alike(
 ) -> None:
     out = tmp_path / "bundle"
     settings = Train(labels=labels_directory, out=out, backbone="layers:2", epochs=6)
-    command = [
-        *(sys.executable, "-m", "alinfik.distill", "train"),
-        *("--labels", str(labels_directory), "--out", str(out)),
+    arguments = [
+        *("train", "--labels", str(labels_directory), "--out", str(out)),
         *("--backbone", "layers:2", "--epochs", "6"),
     ]
     checkpoint = tmp_path / ".bundle.checkpoint"
-    with subprocess.Popen(command, stderr=subprocess.PIPE) as process:
-        while process.poll() is None and not checkpoint.exists():
-            time.sleep(0.001)
-        process.kill()
-        process.communicate()
-    assert process.returncode == -signal.SIGKILL
+    process = started(arguments, Path(os.devnull))
+    while process.is_alive() and not checkpoint.exists():
+        time.sleep(0.001)
+    process.kill()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
     kept = torch.load(checkpoint, weights_only=True)["state"]["epoch"]
     assert kept < settings.epochs
     train(settings)
