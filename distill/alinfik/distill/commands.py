@@ -168,8 +168,8 @@ class Train(BaseSettings):
     size: Size = Field(
         default="large",
         description="how large a proxy: `small` is --backbone bag, to value tens of thousands of "
-        "samples a second; `medium` is encoder, quicker on a CPU than `large`, which is layers:18 "
-        "(all, where the LLM has fewer), agrees best with the labels and is meant for a GPU or a "
+        "samples a second; `medium` is encoder, quicker on a CPU than `large`, which is layers:N "
+        "with all layers of the LLM, agrees best with the labels and is meant for a GPU or a "
         "patient CPU",
     )
     backbone: (
@@ -178,7 +178,8 @@ class Train(BaseSettings):
         default=None,
         description="what the proxy is made of, if not what --size says: `bag`, weights of "
         "tokens and their pairs; `encoder` or encoder:MODEL, a bidirectional encoder, MiniLM by "
-        "default; layers:N, the LLM's first N layers",
+        "default; layers:N, the LLM's first N layers, or all of them and how wrong its predictions "
+        "are",
     )
     model: str | None = Field(
         default=None, description="where the LLM is now, if not where it was labelled with"

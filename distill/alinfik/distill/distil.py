@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from alinfik.distill.backbones import Backbone, Reading
@@ -29,6 +30,8 @@ from alinfik.distill.strangeness import Strangeness
 from alinfik.distill.training_data import Training
 from alinfik.v1 import LOSS_REDUCTION_MEAN
 
+Floats = NDArray[np.float64]
+
 # For the estimates that intervals come from: each by four fifths of the labels.
 _FOLDS = 5
 
@@ -42,12 +45,15 @@ class Distilled:
         tokens: what explains it; None where labels have no token values.
         reading: how both read.
         samples: every labelled sample as they read it.
+        unfitted: what the proxy says, in the label's unit, of M samples that are not held out and
+            that it was not fitted to when it said so, [M, K].
     """
 
     served: ServedModel
     tokens: TokenModel | None
     reading: Reading
     samples: Sequence[Encoded]
+    unfitted: Floats
 
 
 def distil(
@@ -101,13 +107,14 @@ def distil(
             found = cross_fit(network, known_data, on_device, fold, plan.batch_tokens, plan.pad_id)
         fitted = scales.samples.fit_labels(data.labels[judged])
         proxy, found = blend(network, found, words, heard, fitted)
-    residuals = scales.samples.restore(found.samples).double().numpy() - data.labels[judged]
+    values = scales.samples.restore(found.samples).double().numpy()
+    residuals = values - data.labels[judged]
     spread, half_width = calibrated(described(found).double().numpy(), residuals, fold)
     encoder = Encoder(reading.tokenizer, reading.encoding)
     strangeness = learn_strangeness(encoder, labels.take(rest).rows)
     served = ServedModel(proxy, scales.samples, spread, half_width, strangeness)
     tokens = _token_model(proxy, scales, labels)
-    return Distilled(served.eval(), tokens and tokens.eval(), reading, data.samples)
+    return Distilled(served.eval(), tokens and tokens.eval(), reading, data.samples, values)
 
 
 def _token_model(proxy: nn.Module, scales: Scales, labels: Labels) -> TokenModel | None:

@@ -17,13 +17,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from alinfik.distill.batches import batched_by_length
+from alinfik.command import progress
+from alinfik.distill.batches import Batch, batched_by_length, halve_to_fit
 from alinfik.distill.calibrate import Scales
 from alinfik.distill.llm import choose_dtype
-from alinfik.distill.proxy import Estimate, Proxy
+from alinfik.distill.proxy import Estimate, Pooled, Proxy
 from alinfik.distill.training_data import Training, token_targets
 
 _PENALTIES = np.logspace(0, 6, 13)
+# An input that hardly varies, as the prompt's states where all prompts are alike, varies by
+# rounding; made as large as the others it would decide. Below this share of a middling deviation
+# inputs stay small.
+_LEAST_DEVIATION = 1e-2
 # Of tokens there are plenty: as a share of the mean square of their states.
 _TOKEN_PENALTY = 1e-3
 
@@ -102,23 +107,29 @@ def _read(proxy: Proxy, data: Training, scales: Scales, batch_tokens: int, pad_i
     if scales.tokens:
         tokens = _Moments(proxy.token_head.in_features + 1, len(data.labels[0]), device)
     half = choose_dtype("auto", device) == torch.bfloat16
-    for batch in batched_by_length(data.samples, batch_tokens, pad_id):
+
+    def read(batch: Batch) -> tuple[Tensor, Pooled]:
         here = batch.to(device)
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=half):
             states = proxy.states(here.input_ids, here.attention_mask, here.completion_mask)
         states = states.float()
-        found = proxy.pooled(states, here.attention_mask, here.completion_mask)
-        probed[batch.indices] = found.probed.cpu()
-        features[batch.indices] = found.mean.cpu()
-        lengths[batch.indices] = found.lengths.cpu()
-        if tokens and scales.tokens:
-            mask, values = token_targets(data, batch)
-            tokens.add(states[mask.to(device)], scales.tokens.fit(values.to(device)))
+        return states, proxy.pooled(states, here.attention_mask, here.completion_mask)
+
+    with progress("read samples", count) as advance:
+        for whole in batched_by_length(data.samples, batch_tokens, pad_id):
+            for batch, (states, found) in halve_to_fit(whole, read):
+                probed[batch.indices] = found.probed.cpu()
+                features[batch.indices] = found.mean.cpu()
+                lengths[batch.indices] = found.lengths.cpu()
+                if tokens and scales.tokens:
+                    mask, values = token_targets(data, batch)
+                    tokens.add(states[mask.to(device)], scales.tokens.fit(values.to(device)))
+                advance(len(batch.indices))
     return _Reading(probed.double().numpy(), features, lengths, tokens)
 
 
 class _Ridge:
-    """A ridge regression of labels [N, K] on inputs [N, P], each input of variance 1.
+    """A ridge regression of labels [N, K] on inputs [N, P], each that varies of variance 1.
 
     ``penalty`` [K] is chosen by leaving one sample out, unless it is given.
     """
@@ -126,7 +137,9 @@ class _Ridge:
     def __init__(self, inputs: Floats, labels: Floats, penalty: Floats | None = None) -> None:
         from sklearn.linear_model import Ridge, RidgeCV  # takes a second to load
 
-        self._centre, self._deviation = inputs.mean(axis=0), inputs.std(axis=0).clip(1e-6)
+        self._centre, deviation = inputs.mean(axis=0), inputs.std(axis=0)
+        least = max(_LEAST_DEVIATION * float(np.median(deviation)), 1e-6)
+        self._deviation = deviation.clip(least)
         standard = (inputs - self._centre) / self._deviation
         # Its types know one penalty for all.
         ridge = cast(

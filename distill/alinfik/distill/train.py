@@ -1,7 +1,7 @@
 """`alinfik-distill train`: distils a proxy from labels and writes the bundle."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +28,7 @@ from alinfik.distill.measure import FEWEST_MEASURED, Predictions, agreement, mea
 from alinfik.distill.quantise import AGREEMENT_LIMIT, quantise
 from alinfik.distill.report import write_report
 from alinfik.distill.settings import Size, SplitBy
-from alinfik.distill.splits import Part, Parts, known, split
+from alinfik.distill.splits import Part, Parts, folds, known, split
 from alinfik.distill.training_data import training_data
 from alinfik.v1 import BundleManifest
 
@@ -38,16 +38,6 @@ Floats = NDArray[np.float64]
 _OOD_QUANTILE = 0.95
 _FEWEST_LABELS = 60
 _PROBE_SAMPLES = 16
-# What each part is for, and how many samples that takes.
-_PURPOSES: dict[Part, tuple[str, int]] = {
-    "train": ("train on", 1),
-    "validation": ("stop the training by", 1),
-    "calibration": ("calibrate intervals with, beside those", 1),
-    "held_out": ("measure the proxy on", FEWEST_MEASURED),
-}
-
-# Of SmolLM2-135M's thirty: with more, fidelity gains nothing.
-_MOST_LAYERS = 18
 
 
 class TrainError(CommandError):
@@ -68,13 +58,7 @@ def train(settings: Train) -> None:
             f"{settings.labels} holds {len(labels)} labels; a proxy needs at least {_FEWEST_LABELS}"
         )
     parts = split(labels.rows, settings.split_by)
-    for part, (purpose, fewest) in _PURPOSES.items():
-        if len(parts[part]) < fewest:
-            raise TrainError(
-                f"{settings.labels} leaves {len(parts[part])} samples to {purpose}, and {fewest} "
-                f"are needed: with --split-by {settings.split_by}, what is alike stays together; "
-                "label more text, of more kinds"
-            )
+    _check_parts(settings, labels, parts)
     torch.manual_seed(settings.seed)
     source, llm = _llm(settings, labels)
     family = settings.backbone or _family(settings.size, source)
@@ -96,11 +80,44 @@ def train(settings: Train) -> None:
         distilled.reading.tokenizer.save(str(directory / files.TOKENIZER))
         _write_bundle(directory, family, settings.split_by, labels, parts, distilled)
     checkpoint.discard()
+    for line in _summary(settings.out):
+        print(line, file=sys.stderr)
+
+
+def _summary(bundle: Path) -> Iterator[str]:
+    metrics = files.read_manifest(bundle).metrics
+    yield f"{bundle} is written; on {metrics.held_out_count} held-out samples"
+    for one in metrics.targets:
+        yield (
+            f"  {one.target}: rank correlation with labels {one.spearman:.3f}, words alone "
+            f"{one.tfidf_spearman:.3f}; intervals hold {one.coverage:.0%} of labels"
+        )
+
+
+def _check_parts(settings: Train, labels: Labels, parts: Parts) -> None:
+    """See that there is enough to measure the proxy on, to find intervals and to train with."""
+    needed: dict[Part, str] = {"held_out": "measure the proxy on"}
+    judged = known(parts)
+    if settings.epochs:
+        needed |= {"train": "train on", "validation": "stop the training by"}
+        judged = sorted(parts["validation"] + parts["calibration"])
+    short = [
+        f"{len(parts[part])} samples to {purpose}, and {FEWEST_MEASURED} are needed"
+        for part, purpose in needed.items()
+        if len(parts[part]) < FEWEST_MEASURED
+    ]
+    if not short and len(set(folds(labels.take(judged).rows, settings.split_by, 2))) < 2:
+        short = ["no two kinds of samples to find intervals with"]
+    if short:
+        raise TrainError(
+            f"{settings.labels} leaves {short[0]}: with --split-by {settings.split_by}, what is "
+            "alike stays together; label more text, of more kinds"
+        )
 
 
 def _family(size: Size, llm: str) -> str:
     if size == "large":
-        return f"layers:{min(_MOST_LAYERS, layer_count(llm))}"
+        return f"layers:{layer_count(llm)}"
     return {"small": "bag", "medium": "encoder"}[size]
 
 
@@ -146,14 +163,13 @@ def _write_bundle(
     if distilled.tokens is not None:
         export_tokens(distilled.tokens, probe, directory / files.EXPLAIN)
 
-    predictions = predict(onnx, samples, pad_id)
-    unseen, unseen_predictions = labels.take(held_out), predictions.take(held_out)
-    metrics = measure(unseen_predictions, unseen, labels.take(known(parts)))
+    unseen, unseen_samples = labels.take(held_out), [samples[index] for index in held_out]
+    predictions = predict(onnx, unseen_samples, pad_id)
+    metrics = measure(predictions, unseen, labels.take(known(parts)))
     metrics.export_error = error
     # 8 bits quicken matrix products, of which a bag has none.
     if not isinstance(served.proxy, Bag):
-        unseen_samples = [samples[index] for index in held_out]
-        metrics.int8_spearman = _quantised(directory, unseen_samples, pad_id, unseen_predictions)
+        metrics.int8_spearman = _quantised(directory, unseen_samples, pad_id, predictions)
 
     manifest = BundleManifest()
     manifest.CopyFrom(labels.manifest)
@@ -162,17 +178,17 @@ def _write_bundle(
     manifest.proxy.backbone = f"{kind}:{public_name(argument)}" if argument else kind
     manifest.proxy.split_by = split_by
     manifest.proxy.parameter_count = sum(weight.numel() for weight in served.parameters())
+    # Of what the proxy was fitted to, its values are spread wider than those of any other text.
+    honest = np.concatenate([distilled.unfitted, predictions.value])
     for column, target in enumerate(manifest.targets):
-        target.value_quantiles[:] = _percentiles(predictions.value[:, column])
-    manifest.out_of_distribution.score_quantiles[:] = _percentiles(unseen_predictions.ood)
-    manifest.out_of_distribution.threshold = float(
-        np.quantile(unseen_predictions.ood, _OOD_QUANTILE)
-    )
+        target.value_quantiles[:] = _percentiles(honest[:, column])
+    manifest.out_of_distribution.score_quantiles[:] = _percentiles(predictions.ood)
+    manifest.out_of_distribution.threshold = float(np.quantile(predictions.ood, _OOD_QUANTILE))
     manifest.metrics.CopyFrom(metrics)
     text = json_format.MessageToJson(metrics, preserving_proto_field_name=True)
     (directory / files.METRICS).write_text(text + "\n")
     explainer = Explainer(directory, manifest) if distilled.tokens else None
-    write_report(directory / files.REPORT, manifest, unseen, unseen_predictions, explainer)
+    write_report(directory / files.REPORT, manifest, unseen, predictions, explainer)
     files.write_manifest(directory, manifest)
 
 

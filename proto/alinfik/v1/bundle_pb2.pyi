@@ -400,7 +400,9 @@ class Target(_message.Message):
     """How many samples the target should have for that to be 0.99."""
     @_builtins.property
     def value_quantiles(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
-        """101 quantiles (0 %, 1 %, … 100 %) of the proxy's values over the labelled pool, ascending."""
+        """101 quantiles (0 %, 1 %, … 100 %) of the proxy's values over the labelled pool, of each sample
+        when it was not fitted to that, ascending.
+        """
 
     def __init__(
         self,
