@@ -88,7 +88,7 @@ def target_gradients(
 
     def key(name: str) -> dict[str, object]:
         return {
-            "format": 1,
+            "format": 2,
             "model": llm.identity.sha256,
             "target": rows_sha256(targets[name]),
             "encoding": MessageToJson(llm.encoding, sort_keys=True),
