@@ -13,9 +13,8 @@ from alinfik.command import CommandError
 
 PROMPT = "{prompt}"
 COMPLETION = "{completion}"
-# Stands before a chat template that tells the date of the day, as those of Llama 3.2 and SmolLM3 do:
-# a run begun yesterday could not be finished, and a bundle's texts would have another date than its
-# labels. It is the day that Llama's own template falls back on.
+# Stands before a chat template, since some tell the date of the day, as those of Llama 3.2 and
+# SmolLM3 do: a run begun yesterday could not be finished. It is what Llama's falls back on.
 _FIXED_DAY = "{% macro strftime_now(format) %}26 Jul 2024{% endmacro %}"
 
 
