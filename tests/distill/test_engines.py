@@ -1,13 +1,15 @@
 """Both engines against their oracle: one backward pass for every token of every sample, alone."""
 
 from dataclasses import dataclass
+from pathlib import Path
+from string import ascii_lowercase
 from typing import get_args
 
 import pytest
 import torch
 from torch import Tensor
 from torch.func import functional_call
-from transformers import PreTrainedConfig
+from transformers import AutoModelForCausalLM, PreTrainedConfig
 
 from alinfik.distill.batches import batched_by_length, pad
 from alinfik.distill.encoding import Encoded, Encoder
@@ -16,12 +18,21 @@ from alinfik.distill.llm import LLM, ModelError, load_llm
 from alinfik.distill.losses import Parameters
 from alinfik.distill.reverse_mode import ReverseMode
 from alinfik.distill.samples import read_rows
-from alinfik.distill.selection import select_parameters
+from alinfik.distill.selection import select_parameters, unused
 from alinfik.distill.settings import Normalisation, Reduction
 from alinfik.distill.target import target_gradient
 from alinfik.distill.values import ValueEngine
 from tests.distill.conftest import write_rows
-from tests.distill.tiny_llm import gemma, gpt2, gpt_neox, llama, qwen2, write_llm
+from tests.distill.tiny_llm import (
+    gemma,
+    gemma3_with_vision,
+    gpt2,
+    gpt_neox,
+    llama,
+    opt,
+    qwen2,
+    write_llm,
+)
 
 MODELS: dict[str, PreTrainedConfig] = {
     "llama-tied": llama(tied=True),
@@ -281,6 +292,37 @@ def test_a_parameter_without_a_part_is_an_error(setting: Setting) -> None:
             target_gradient(model, batches, "mean", ["idle.weight"])
     finally:
         del model.idle
+
+
+def test_layers_that_see_all_samples_as_one_are_refused(tmp_path: Path) -> None:
+    llm = load_llm(str(write_llm(tmp_path / "opt", opt())), dtype="float32")
+    rows = Encoder(llm.tokenizer, llm.encoding).encode(
+        list(read_rows(write_rows(tmp_path / "r.jsonl", 2)))
+    )
+    batch = pad(rows, [0, 1], llm.encoding.pad_id)
+    for selection, tells in (("fc1", False), ("self_attn", True)):
+        selected = select_parameters(llm.model, selection)
+        gradient = target_gradient(llm.model, [batch], "mean", selected)
+        engine = ReverseMode(
+            llm.model, [gradient], normalisation="none", reduction="mean", token_values=False
+        )
+        if tells:
+            assert engine.value(batch).labels.shape == (1, 2)
+        else:
+            with pytest.raises(ModelError, match=r"fc1.*cannot tell samples apart"):
+                engine.value(batch)
+
+
+def test_of_many_unused_parameters_some_are_named() -> None:
+    assert "the parameters a, b, c and 23 more had" in str(unused(ascii_lowercase))
+
+
+def test_the_layers_of_a_model_that_sees_are_the_text_s() -> None:
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(gemma3_with_vision())
+    names = select_parameters(model, "last:1")
+    assert names
+    assert all("language_model.layers.2." in name for name in names)
 
 
 @pytest.mark.parametrize(

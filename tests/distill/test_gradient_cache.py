@@ -39,6 +39,14 @@ def test_a_file_that_does_not_read_is_computed_again(tmp_path: Path) -> None:
     assert cache.get({"model": "m"}, never).keys() == {"a", "b"}
 
 
+def test_a_place_that_cannot_be_written_costs_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    assert GradientCache(tmp_path / "file").get({"model": "m"}, gradient).keys() == {"a", "b"}
+    assert "is not kept" in capsys.readouterr().err
+
+
 def test_a_failed_computation_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(AssertionError):
         GradientCache(tmp_path).get({"model": "m"}, never)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from alinfik.command import CommandError, run
 from alinfik.distill.commands import Distill, Label
@@ -95,6 +96,16 @@ def test_an_interrupted_run_goes_on_where_it_stopped(settings: Label) -> None:
     assert read_labels(settings.out).table.equals(whole.table)
     assert (settings.out / "part-00000.parquet").stat().st_mtime_ns == untouched
     assert not list(settings.out.glob(".*"))
+
+
+def test_a_copy_without_all_shards_is_refused(settings: Label) -> None:
+    label(settings)
+    (settings.out / "part-00002.parquet").write_bytes(b"")
+    with pytest.raises(LabelsError, match="a shard cannot be read"):
+        read_labels(settings.out)
+    (settings.out / "part-00002.parquet").unlink()
+    with pytest.raises(LabelsError, match="should hold 20 labels and holds 14"):
+        read_labels(settings.out)
 
 
 def test_a_run_that_names_its_targets_in_another_order_goes_on(settings: Label) -> None:
@@ -278,7 +289,17 @@ def test_a_full_cache_does_not_stop_the_run(
     (small_disk / "ballast").write_bytes(bytes(2**20 - 8 * 1024))
     label(settings.model_copy(update={"cache": small_disk / "cache"}))
     assert len(read_labels(settings.out)) == 20
-    assert "to keep a target's gradient" in capsys.readouterr().err
+    assert "a target's gradient is not kept" in capsys.readouterr().err
+
+
+def test_a_gpu_with_too_little_memory_is_told(
+    settings: Label, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def too_large(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr("alinfik.distill.recipe.load_llm", too_large)
+    assert "lower --batch-tokens, then --token-limit" in refusal(settings)
 
 
 def test_more_tokens_than_the_model_has_positions_are_refused(settings: Label) -> None:

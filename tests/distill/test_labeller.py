@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from alinfik.command import FailedError
 from alinfik.distill.batches import Batch, batched_by_length
 from alinfik.distill.encoding import Encoder
 from alinfik.distill.forward_mode import ForwardMode
@@ -72,6 +73,14 @@ def test_a_batch_that_does_not_fit_is_halved_and_nothing_is_lost(llm: LLM, tmp_p
     engine.sizes.clear()
     tight.label(rows, ignore)
     assert max(engine.sizes) <= 6, "the next shard begins with what fitted"
+
+
+def test_a_label_that_is_no_number_is_refused(llm: LLM, tmp_path: Path) -> None:
+    labeller, engine = labeller_of(llm, tmp_path, most=100)
+    for tangent in engine._tangents.values():
+        tangent.fill_(torch.nan)
+    with pytest.raises(FailedError, match=r"the label of the sample 'pool-\d+' for t is nan"):
+        labeller.label(rows_of(tmp_path), ignore)
 
 
 def test_a_sample_that_does_not_fit_alone_is_an_error(llm: LLM, tmp_path: Path) -> None:

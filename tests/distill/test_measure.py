@@ -43,5 +43,10 @@ def test_coverage_is_told_by_tenth_of_the_values() -> None:
     assert list(found.tenth_coverage) == [1.0] * 9 + [0.0]
 
 
+def test_equal_scores_are_no_linear_estimate() -> None:
+    label = np.arange(20.0)
+    assert measure_target(predictions(np.ones(20), 1.0), label).pearson == 0
+
+
 def test_equal_scores_rank_nothing() -> None:
     assert spearman(np.ones(5), np.arange(5.0)) == 0

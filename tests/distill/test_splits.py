@@ -76,6 +76,14 @@ def test_near_duplicates_are_one_family() -> None:
     assert first == second != third
 
 
+def test_a_long_prompt_in_common_makes_no_near_duplicates() -> None:
+    prompt = " ".join(f"rule{number}" for number in range(150))
+    own = (" ".join(f"{number}.{word}" for word in range(40)) for number in range(60))
+    # They share 148 of their 188 runs of three words each: 0.65 of both.
+    texts = [row(f"{prompt} {words}", "") for words in own]
+    assert len(set(families(texts, list(map(str, range(60)))))) == 60
+
+
 def test_parts_have_their_shares() -> None:
     counts = Counter(part_of(str(number)) for number in range(20_000))
     for part, share in (

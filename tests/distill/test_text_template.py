@@ -58,6 +58,14 @@ def test_chat_makes_the_completion_the_assistant_s_turn(
     assert found == TextTemplate("[user] {prompt}</s>\n[assistant] ", "{completion}</s>")
 
 
+def test_chat_is_the_same_on_every_day(tokenizer: PreTrainedTokenizerBase) -> None:
+    tokenizer.chat_template = (
+        "{%- if strftime_now is defined %}{% set today = strftime_now('%d %b %Y') %}{% endif -%}"
+        "Today: {{ today }}\n" + CHAT
+    )
+    assert text_template("chat", tokenizer).prompt.startswith("Today: 26 Jul 2024\n")
+
+
 @pytest.mark.parametrize(
     ("template", "complaint"),
     [

@@ -8,10 +8,12 @@ from transformers import (
     AutoModel,
     AutoModelForCausalLM,
     BertConfig,
+    Gemma3Config,
     GemmaConfig,
     GPT2Config,
     GPTNeoXConfig,
     LlamaConfig,
+    OPTConfig,
     PreTrainedConfig,
     PreTrainedTokenizerFast,
     Qwen2Config,
@@ -62,6 +64,19 @@ def gpt_neox() -> PreTrainedConfig:
 def gemma() -> PreTrainedConfig:
     """Norms that add one to their weight, a scaled embedding, a tied head."""
     return GemmaConfig(head_dim=8, **_SHAPE, **_COMMON)
+
+
+def opt() -> PreTrainedConfig:
+    """Feed-forward layers that see the tokens of all samples in one row."""
+    shape = {"hidden_size": 32, "ffn_dim": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    return OPTConfig(word_embed_proj_dim=32, max_position_embeddings=128, **shape, **_COMMON)
+
+
+def gemma3_with_vision() -> PreTrainedConfig:
+    """A tower of two layers for images beside the three for text."""
+    vision = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
+    text = {"head_dim": 8, **_SHAPE, **_COMMON}
+    return Gemma3Config(text_config=text, vision_config={"num_attention_heads": 4, **vision})
 
 
 def write_llm(directory: Path, config: PreTrainedConfig, seed: int = 0) -> Path:

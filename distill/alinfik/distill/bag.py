@@ -8,7 +8,7 @@ with labels. Out: a module that estimates labels as `alinfik.distill.proxy.Proxy
 """
 
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,12 +19,11 @@ from alinfik.distill.calibrate import FittedScale, Scales
 from alinfik.distill.encoding import Encoded
 from alinfik.distill.pairs import hash_pairs
 from alinfik.distill.proxy import Estimate, log_lengths
+from alinfik.distill.ridge import best_penalties, fit_ridge
 from alinfik.distill.training_data import Training
 
 _PAIRS = 1 << 15
 _PENALTIES = np.logspace(-2, 3, 16)
-# Samples that penalties are chosen by: that takes memory for each pair of them.
-_TRIED = 5000
 # Token values: a token's mean over these many tokens of no value.
 _TOKEN_PENALTY = 10.0
 # Of the two lengths beside thousands of counts, where a sample's counts are of length 1.
@@ -82,13 +81,10 @@ def fit_bag(
         folds: N, the number of each sample's fold.
         vocabulary: token ids.
     """
-    from sklearn.linear_model import Ridge  # takes a second to load
-
     inputs, rarity, scale = _inputs(data.samples, vocabulary)
     labels = scales.samples.fit_labels(data.labels)
-    # scikit-learn's types know dense inputs and one penalty for all.
-    penalties: Any = _penalties(inputs, labels)
-    whole: Any = cast("Any", Ridge(penalties, solver="sparse_cg")).fit(inputs, labels)
+    penalties = best_penalties(inputs, labels, _PENALTIES)
+    whole = fit_ridge(inputs, labels, penalties)
     bag = Bag(vocabulary, labels.shape[1])
     _set(bag, _parts(whole, vocabulary), rarity * scale)
     bag.lengths.weight.copy_(torch.tensor(_LENGTH_WEIGHT * np.atleast_2d(whole.coef_)[:, -2:]))
@@ -100,8 +96,7 @@ def fit_bag(
     number = np.array(folds)
     for fold in set(folds):
         kept, out = np.flatnonzero(number != fold), np.flatnonzero(number == fold)
-        rest: Any = cast("Any", Ridge(penalties, solver="sparse_cg"))
-        rest.fit(inputs[kept], labels[kept])
+        rest = fit_ridge(inputs[kept], labels[kept], penalties)
         estimates[out] = rest.predict(inputs[out]).reshape(len(out), -1)
         half = (inputs.shape[1] - 2) // 2
         weight = np.atleast_2d(rest.coef_)
@@ -119,15 +114,6 @@ def fit_bag(
         lengths=_lengths(data.samples),
     )
     return bag.eval(), found
-
-
-def _penalties(inputs: Any, labels: Floats) -> Floats:
-    """The penalties [K] that do best on samples left out one by one, of so many as can be tried."""
-    from sklearn.linear_model import RidgeCV
-
-    tried = np.random.default_rng(0).permutation(len(labels))[:_TRIED]
-    ridge: Any = cast("Any", RidgeCV(_PENALTIES, alpha_per_target=True))
-    return np.atleast_1d(ridge.fit(inputs[tried], labels[tried]).alpha_)
 
 
 def _inputs(samples: Sequence[Encoded], vocabulary: int) -> tuple[Any, Floats, float]:
@@ -193,7 +179,6 @@ def _set(bag: Bag, parts: Floats, factor: Floats) -> None:
 def _fit_tokens(bag: Bag, data: Training, scale: FittedScale, vocabulary: int) -> None:
     """Set each token's own value, by a ridge regression on which token and which pair it is."""
     from scipy.sparse import csr_array
-    from sklearn.linear_model import Ridge
 
     grams = np.concatenate(
         [
@@ -206,7 +191,7 @@ def _fit_tokens(bag: Bag, data: Training, scale: FittedScale, vocabulary: int) -
     ends = np.arange(0, grams.size + 1, 2)
     shape = len(grams), vocabulary + _PAIRS
     which = csr_array((np.ones(grams.size), grams.ravel(), ends), shape=shape)
-    ridge: Any = cast("Any", Ridge(_TOKEN_PENALTY, solver="sparse_cg")).fit(which, wanted)
+    ridge = fit_ridge(which, wanted, _TOKEN_PENALTY)
     weight = torch.tensor(np.atleast_2d(ridge.coef_).T).float()
     bag.tokens.weight[:, -weight.shape[1] :] = weight[:vocabulary]
     bag.pairs.weight[:, -weight.shape[1] :] = weight[vocabulary:]

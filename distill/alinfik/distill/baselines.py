@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alinfik.distill.labels import Labels
+from alinfik.distill.ridge import best_penalties, fit_ridge
 
 Floats = NDArray[np.float64]
 
@@ -28,7 +29,6 @@ def tfidf_scores(training: Labels, labels: Labels) -> Floats:
     # Here, since they take seconds to load.
     from scipy.stats import rankdata
     from sklearn.feature_extraction.text import TfidfVectorizer
-    from sklearn.linear_model import RidgeCV
 
     def texts(of: Labels) -> list[str]:
         return [f"{row.prompt}\n{row.completion}" for row in of.rows]
@@ -38,5 +38,5 @@ def tfidf_scores(training: Labels, labels: Labels) -> Floats:
     vectors = TfidfVectorizer(sublinear_tf=True, ngram_range=(1, 2), token_pattern=words)
     known = vectors.fit_transform(texts(training))
     ranks = rankdata(training.values, axis=0) / len(training)
-    fitted = RidgeCV(_PENALTIES, alpha_per_target=True).fit(known, ranks)
+    fitted = fit_ridge(known, ranks, best_penalties(known, ranks, _PENALTIES))
     return fitted.predict(vectors.transform(texts(labels))).reshape(len(labels), -1)

@@ -3,13 +3,15 @@
 In: `Encoded` samples. Out: `Batch`es of tensors, nearest lengths together. Knows nothing of models.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
 from torch import Tensor
 
+from alinfik.command import FailedError
 from alinfik.distill.encoding import Encoded
 
 Result = TypeVar("Result")
@@ -108,3 +110,16 @@ def halve_to_fit(
     # Past the except clause, whose traceback would hold the failed batch's memory.
     for half in batch.halves():
         yield from halve_to_fit(half, compute)
+
+
+@contextmanager
+def memory_error(mend: str) -> Generator[None]:
+    """Say what would help where a GPU's memory does not suffice, a sample at a time either.
+
+    Raises:
+        FailedError: it does not.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise FailedError(f"the GPU has too little memory: {mend}") from error

@@ -8,6 +8,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -34,7 +35,8 @@ class Checkpoint:
         try:
             # Tensors and plain values alone: nothing in the file is executed.
             found = torch.load(self._path, weights_only=True, map_location="cpu")
-        except FileNotFoundError:
+        except (OSError, RuntimeError, EOFError, UnpicklingError):
+            # There is none, or a damaged one, which is worth as much.
             return None
         return found["state"] if found["key"] == self._key else None
 

@@ -110,8 +110,10 @@ class Label(BaseSettings):
         description="of weights and gradients; `auto` is what the device is quick in",
     )
     cache: Path = Field(
-        default=cache_directory() / "gradients",
-        description="directory for targets' gradients, as large as the LLM each; may be deleted",
+        default_factory=lambda: cache_directory() / "gradients",
+        description="directory for targets' gradients, by default alinfik/gradients of the user's "
+        "cache; each takes 4 bytes a parameter, and its halves as much each for the ceiling; may "
+        "be deleted",
     )
     batch_tokens: int = Field(
         default=1024,

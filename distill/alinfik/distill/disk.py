@@ -22,7 +22,7 @@ class DiskFullError(FailedError):
 
 def cache_directory() -> Path:
     """Where converted models and other derived files are kept between runs."""
-    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "alinfik"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()) / "alinfik"
 
 
 def remove_leftovers(path: Path) -> None:
@@ -61,6 +61,9 @@ def new_file(path: Path) -> Generator[Path]:
     scratch = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         yield scratch
+        # Or a power cut could leave the name and not what it stands for.
+        with scratch.open("rb") as written:
+            os.fsync(written.fileno())
         scratch.rename(path)
     except (OSError, SafetensorError) as error:
         if getattr(error, "errno", None) not in _FULL and not any(

@@ -30,18 +30,22 @@ class GradientCache:
         """Return the gradient for ``key``, computing and keeping it where it is not there.
 
         A file that does not read, as after a crash of the machine, is computed again; one that
-        there is no room for is not kept.
+        cannot be written is not kept.
         """
         name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
         path = self._directory / f"{name}.safetensors"
         try:
             return load_file(path)
-        except (FileNotFoundError, SafetensorError):
+        except (OSError, SafetensorError):
             gradient = compute()
         try:
             self._directory.mkdir(parents=True, exist_ok=True)
             with new_file(path) as scratch:
                 save_file(gradient, scratch)
-        except DiskFullError:
-            print(f"no room in {self._directory} to keep a target's gradient", file=sys.stderr)
+        except (OSError, SafetensorError, DiskFullError) as error:
+            print(
+                f"a target's gradient is not kept in {self._directory} ({error}); --cache names "
+                "another place",
+                file=sys.stderr,
+            )
         return gradient

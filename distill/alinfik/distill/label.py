@@ -11,9 +11,11 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 
 import pyarrow as pa
+import torch
 
 from alinfik.command import progress
 from alinfik.command.progress import Advance
+from alinfik.distill.batches import memory_error
 from alinfik.distill.ceiling import ceilings
 from alinfik.distill.commands import Label
 from alinfik.distill.disk import check_place
@@ -33,6 +35,7 @@ from alinfik.v1 import BundleManifest, Target
 _RECORDED_PACKAGES = ("alinfik", "torch", "transformers", "tokenizers", "pyarrow")
 
 
+@memory_error("lower --batch-tokens, then --token-limit, or narrow --parameters")
 def label(settings: Label) -> None:
     """Write the labels directory that ``settings`` describe.
 
@@ -164,12 +167,19 @@ def _missing_shards(settings: Label, missing: set[int], advance: Advance) -> Ite
 def _labelled(
     settings: Label, job: Job, llm: LLM, shards: Iterator[Shard], advance: Advance
 ) -> Generator[tuple[int, pa.Table]]:
-    if settings.engine == "ray":
-        return label_on_ray(job, shards, settings.workers, advance)
     devices = local_devices(settings.workers)
-    if len(devices) == 1:
-        return label_here(job.labeller_of(llm), shards, advance)
-    return label_in_processes(job, shards, devices, advance)
+    if settings.engine == "local" and len(devices) == 1:
+        yield from label_here(job.labeller_of(llm), shards, advance)
+        return
+    # This process shares its GPU with a worker, which needs all of it.
+    device = llm.device
+    torch.nn.Module.to(llm.model, torch.device("cpu"))
+    torch.cuda.empty_cache()
+    if settings.engine == "ray":
+        yield from label_on_ray(job, shards, settings.workers, advance)
+    else:
+        yield from label_in_processes(job, shards, devices, advance)
+    torch.nn.Module.to(llm.model, device)
 
 
 def _bad_rows(settings: Label) -> BadRows | None:

@@ -3,6 +3,7 @@
 In: rows. Out: Arrow tables, laid out as `alinfik.distill.labels` says. Knows nothing of files.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 
@@ -10,6 +11,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
+from alinfik.command import FailedError
 from alinfik.command.progress import Advance
 from alinfik.distill.batches import Batch, batched_by_length, halve_to_fit
 from alinfik.distill.encoding import Encoded, Encoder
@@ -38,14 +40,25 @@ class Labeller:
         self._encoder = Encoder(llm.tokenizer, llm.encoding)
 
     def label(self, rows: list[Row], advance: Advance) -> pa.Table:
-        """Value rows; the table keeps their order."""
+        """Value rows; the table keeps their order.
+
+        Raises:
+            FailedError: a label is no finite number.
+        """
         samples = self._encoder.encode(rows)
         records = [asdict(row) | asdict(sample) for row, sample in zip(rows, samples, strict=True)]
         for batch, values in self._values(samples):
             for row, index in enumerate(batch.indices):
                 records[index]["loss"] = values.losses[row].item()
                 for target, name in enumerate(self._names):
-                    records[index][f"label_{name}"] = values.labels[target, row].item()
+                    value = values.labels[target, row].item()
+                    if not math.isfinite(value):
+                        raise FailedError(
+                            f"the label of the sample {rows[index].id!r} for {name} is {value}: "
+                            "the model's numbers overflow; try --dtype float32, or leave the "
+                            "sample out"
+                        )
+                    records[index][f"label_{name}"] = value
                     if values.tokens is not None:
                         tokens = self._tokens(values.tokens[target, row], samples[index])
                         records[index][f"token_values_{name}"] = tokens

@@ -184,7 +184,7 @@ def read_labels(directory: Path) -> Labels:
     """Read a labels directory.
 
     Raises:
-        LabelsError: it is none, or the run that writes it has not finished.
+        LabelsError: it is none, the run that writes it has not finished, or shards are missing.
     """
     if not (directory / RUN).is_file():
         raise LabelsError(f"{directory} is no labels directory: it has no {RUN}")
@@ -196,7 +196,18 @@ def read_labels(directory: Path) -> Labels:
         )
     manifest = json_format.Parse((directory / MANIFEST).read_text(), BundleManifest())
     model = json.loads((directory / RUN).read_text())["settings"]["model"]
-    shards = [pq.read_table(path) for path in sorted(directory.glob("part-*.parquet"))]
+    try:
+        shards = [pq.read_table(path) for path in sorted(directory.glob("part-*.parquet"))]
+    except (OSError, pa.ArrowException) as error:
+        raise LabelsError(f"{directory}: a shard cannot be read ({error})") from error
     # A run that was taken up again may have named its targets in another order.
-    columns = shards[0].column_names
-    return Labels(manifest, model, pa.concat_tables([one.select(columns) for one in shards]))
+    schema = labels_schema([target.name for target in manifest.targets])
+    table = pa.concat_tables(
+        [schema.empty_table(), *(shard.select(schema.names) for shard in shards)]
+    )
+    if table.num_rows != manifest.labels.sample_count:
+        raise LabelsError(
+            f"{directory} should hold {manifest.labels.sample_count} labels and holds "
+            f"{table.num_rows}: some part-*.parquet are missing, perhaps left out in copying"
+        )
+    return Labels(manifest, model, table)

@@ -101,7 +101,8 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
             name
         ]
     if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+        return torch.bfloat16 if native else torch.float32
     native = torch.cpu._is_avx512_bf16_supported()  # noqa: SLF001  # pyright: ignore[reportPrivateUsage] there is no public way to ask
     return torch.bfloat16 if native else torch.float32
 
@@ -153,10 +154,21 @@ def load_llm(
     identity = LanguageModel(name=public_name(name), sha256=_weights_sha256(model))
     if adapter is not None:
         identity.adapter = public_name(adapter)
-    torch.nn.Module.to(model, device, choose_dtype(dtype, device))
+    _cast(model, choose_dtype(dtype, device))
+    torch.nn.Module.to(model, device)
     model.eval().requires_grad_(False)
     encoding = _encoding(model, tokenizer, layout)
     return LLM(model, tokenizer.backend_tokenizer, encoding, identity, trainable)
+
+
+def _cast(model: torch.nn.Module, dtype: torch.dtype) -> None:
+    """Cast the parameters alone.
+
+    Buffers hold what a model computes with in float32 always: RoPE's frequencies, cut to bfloat16,
+    turn a token at position 512 by most of a radian too far.
+    """
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)
 
 
 def public_name(source: str) -> str:
@@ -224,6 +236,9 @@ def _dequantised(path: Path) -> str:
             AutoTokenizer.from_pretrained(path.parent, **source).save_pretrained(scratch)
             scratch.rename(target)
         except (OSError, ValueError, LookupError, struct.error) as error:
+            if target.is_dir():
+                # Another worker has converted it meanwhile.
+                return str(target)
             # All but OSError are what the reader makes of bytes that are no GGUF file.
             raise ModelError(f"cannot read {path} as a GGUF language model: {error}") from error
         finally:

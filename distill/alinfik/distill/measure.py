@@ -12,7 +12,7 @@ from alinfik.distill.batches import batched_by_length
 from alinfik.distill.encoding import Encoded
 from alinfik.distill.export import OnnxModel
 from alinfik.distill.labels import Labels
-from alinfik.distill.ranks import spearman
+from alinfik.distill.ranks import pearson, spearman
 from alinfik.v1 import Metrics, ProviderMetrics, TargetMetrics
 
 Floats = NDArray[np.float64]
@@ -125,7 +125,7 @@ def measure_target(found: TargetPredictions, label: Floats) -> TargetMetrics:
     tenths = np.array_split(np.argsort(found.value, kind="stable"), 10)
     return TargetMetrics(
         spearman=spearman(found.value, label),
-        pearson=float(np.corrcoef(found.value, label)[0, 1]),
+        pearson=pearson(found.value, label),
         coverage=float(inside.mean()),
         top_tenth_overlap=len(set(best) & set(chosen)) / top,
         top_tenth_ndcg=float(ndcg_score(gains[None], found.value[None], k=top)),

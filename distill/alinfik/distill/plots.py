@@ -5,6 +5,7 @@ In: values and labels of held-out samples. Out: data URIs. Knows nothing of mani
 
 import base64
 import io
+from collections import Counter
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -12,15 +13,23 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 
+# As many as can be told apart.
+_COLOURS = 10
+
 
 def scatter(label: Floats, value: Floats, providers: list[str]) -> str:
-    """Plot value against label, a colour each provider."""
+    """Plot value against label, a colour for each of the largest providers and one for others."""
     figure = Figure(figsize=(6, 4.5), layout="constrained")
     axes = figure.add_subplot()
-    names = np.array([name or "(none)" for name in providers])
-    for name in np.unique(names):
-        chosen = names == name
-        axes.scatter(label[chosen], value[chosen], s=12, alpha=0.7, label=str(name))
+    largest = [name for name, _ in Counter(providers).most_common(_COLOURS)]
+    place = np.array([largest.index(name) if name in largest else -1 for name in providers])
+    for number, name in enumerate(largest):
+        chosen = place == number
+        axes.scatter(label[chosen], value[chosen], s=12, alpha=0.7, label=_plain(name or "(none)"))
+    if (others := place == -1).any():
+        axes.scatter(
+            label[others], value[others], s=12, alpha=0.5, color="0.7", label="others", zorder=0.5
+        )
     low, high = float(min(label.min(), value.min())), float(max(label.max(), value.max()))
     axes.plot([low, high], [low, high], color="0.6", linewidth=1, zorder=0)
     span = max(float(np.median(np.abs(label))), 1e-12)
@@ -51,6 +60,12 @@ def calibration(label: Floats, value: Floats, coverage: list[float]) -> str:
     right.set_xlabel("tenth of the values, lowest first")
     right.set_ylabel("labels inside intervals, %")
     return _data_uri(figure)
+
+
+def _plain(name: str) -> str:
+    """Keep a legend from reading a name as a formula, or one with `_` first as none to show."""
+    escaped = name.replace("$", r"\$")
+    return f" {escaped}" if name.startswith("_") else escaped
 
 
 def _data_uri(figure: Figure) -> str:

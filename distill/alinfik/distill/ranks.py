@@ -1,4 +1,4 @@
-"""Rank correlation, which every figure of this package is in."""
+"""Correlations; that of ranks is what most figures of this package are in."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,6 +9,11 @@ def spearman(first: NDArray[np.floating], second: NDArray[np.floating]) -> float
     # Here, since it takes seconds to load and labelling seldom needs it.
     from scipy.stats import rankdata
 
+    return pearson(rankdata(first), rankdata(second))
+
+
+def pearson(first: NDArray[np.floating], second: NDArray[np.floating]) -> float:
+    """Pearson's correlation of two arrays [N]; 0 where one of them is constant."""
     if np.ptp(first) == 0 or np.ptp(second) == 0:
         return 0.0
-    return float(np.corrcoef(rankdata(first), rankdata(second))[0, 1])
+    return float(np.corrcoef(first, second)[0, 1])

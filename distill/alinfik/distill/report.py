@@ -20,6 +20,8 @@ Floats = NDArray[np.float64]
 _EXAMPLES = 5
 _EXCERPT = 280
 _LENGTH_BANDS = 5
+# In the table, the largest; all are in `metrics.json`.
+_MOST_PROVIDERS = 50
 
 
 @dataclass(frozen=True)
@@ -85,9 +87,13 @@ def write_report(
                 "examples": _Examples(labels, column, value, explainer).by_title(),
             }
         )
-    path.write_text(
-        template.render(manifest=manifest, targets=targets, agreement_limit=AGREEMENT_LIMIT)
+    page = template.render(
+        manifest=manifest,
+        targets=targets,
+        agreement_limit=AGREEMENT_LIMIT,
+        most_providers=_MOST_PROVIDERS,
     )
+    path.write_text(page, encoding="utf-8")
 
 
 def _by_length(labels: Labels, value: Floats, label: Floats) -> list[_LengthBand]:

@@ -257,6 +257,15 @@ def _reporting(
                 f"a {type(module).__name__} returns no tensor; leave its parameters out"
             )
         inputs: Tensor = arguments[0].detach()
+        # Of token ids there are [B, T], of states [B, T, D].
+        least = 3 if inputs.is_floating_point() else 2
+        if inputs.dim() < least or output.shape[0] not in (1, samples):
+            raise ModelError(
+                f"{' and '.join(layers[module].values())}: this layer is given the tokens of all "
+                "samples in one row, as a mixture's experts are, and cannot tell samples apart; "
+                "leave such layers out with --parameters, or use --mode forward --normalisation "
+                "none"
+            )
         if not output.requires_grad:
             output = output.detach().requires_grad_()
             leaves.append(output)

@@ -8,6 +8,9 @@ from transformers import PreTrainedModel
 
 from alinfik.distill.llm import ModelError
 
+# Of unused parameters; of a model that sees there are hundreds.
+_NAMED = 3
+
 
 def select_parameters(
     model: PreTrainedModel, selection: str, among: Collection[str] | None = None
@@ -47,9 +50,11 @@ def select_parameters(
 
 def unused(names: Collection[str]) -> ModelError:
     """Return what is wrong with selected parameters that no gradient came to."""
+    named = ", ".join(sorted(names)[:_NAMED])
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
     return ModelError(
-        f"the parameters {', '.join(sorted(names))} had no part in the loss, or belong to a layer "
-        "that is read and not called; narrow --parameters to leave them out"
+        f"the parameters {named}{more} had no part in the loss, or belong to a layer that is read "
+        "and not called; narrow --parameters to leave them out"
     )
 
 
@@ -67,7 +72,7 @@ def find_layers(model: nn.Module, count: int) -> nn.ModuleList:
 
 def _in_last_layers(model: PreTrainedModel, selection: str) -> set[str]:
     count = selection.removeprefix("last:")
-    layers = find_layers(model, model.config.num_hidden_layers)
+    layers = find_layers(model, model.config.get_text_config().num_hidden_layers)
     if not count.isdigit() or not 1 <= int(count) <= len(layers):
         raise ModelError(
             f"--parameters {selection}: give a number of layers from 1 to {len(layers)}"

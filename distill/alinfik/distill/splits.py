@@ -6,11 +6,9 @@ rows alone, so that `evaluate` finds those that `train` held out.
 """
 
 import hashlib
-from collections.abc import Iterable, Sequence
-from itertools import pairwise
-from typing import Literal, cast
-
-import numpy as np
+from collections.abc import Sequence
+from functools import cache
+from typing import Any, Literal
 
 from alinfik.distill.rows import Row
 from alinfik.distill.settings import SplitBy
@@ -94,30 +92,40 @@ def families(rows: Sequence[Row], keys: Sequence[str]) -> list[int]:
         N numbers, the same within a family.
     """
     # Here as below, since they take a second to load and labelling does not need them.
-    from scipy.sparse import coo_array
-    from scipy.sparse.csgraph import connected_components
+    from scipy.cluster.hierarchy import DisjointSet
 
-    pairs = [*_same(keys), *_near_duplicates(rows)]
-    first, second = np.array(pairs, dtype=np.int64).reshape(-1, 2).T
-    size = len(rows)
-    graph = coo_array((np.ones(len(pairs)), (first, second)), shape=(size, size))
-    return connected_components(graph, directed=False)[1].tolist()
-
-
-def _same(keys: Sequence[str]) -> Iterable[tuple[int, int]]:
-    order = sorted(range(len(keys)), key=lambda index: keys[index])
-    return ((a, b) for a, b in pairwise(order) if keys[a] == keys[b])
+    together = DisjointSet(range(len(rows)))
+    first: dict[str, int] = {}
+    for index, key in enumerate(keys):
+        together.merge(first.setdefault(key, index), index)
+    _join_near_duplicates(rows, together)
+    return [together[index] for index in range(len(rows))]
 
 
-def _near_duplicates(rows: Sequence[Row]) -> Iterable[tuple[int, int]]:
+def _join_near_duplicates(rows: Sequence[Row], together: Any) -> None:
+    """Merge the sets of the numbers of rows that are near-duplicates."""
     from datasketch import MinHash, MinHashLSH
+
+    @cache
+    def shingles(number: int) -> set[bytes]:
+        return _shingles(rows[number])
 
     index = MinHashLSH(threshold=_NEAR, num_perm=_PERMUTATIONS)
     sketches = MinHash.generator(map(_shingles, rows), num_perm=_PERMUTATIONS)
     for number, sketch in enumerate(sketches):
+        # The index finds a good share of pairs below the threshold too. Were they believed, texts
+        # with a long prompt in common would be a chain, and so one family.
         for other in index.query(sketch):
-            yield number, cast("int", other)
+            if not together.connected(number, other) and (
+                _jaccard(shingles(number), shingles(other)) >= _NEAR
+            ):
+                together.merge(number, other)
         index.insert(number, sketch)
+
+
+def _jaccard(first: set[bytes], second: set[bytes]) -> float:
+    shared = len(first & second)
+    return shared / (len(first) + len(second) - shared)
 
 
 def _shingles(row: Row) -> set[bytes]:

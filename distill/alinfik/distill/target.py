@@ -40,7 +40,7 @@ def target_gradient(
     """
     weights = {name: value.detach() for name, value in model.named_parameters()}
     parameters = {name: weights[name] for name in selected}
-    leaves = {name: value.clone().requires_grad_() for name, value in parameters.items()}
+    leaves = {name: value.detach().requires_grad_() for name, value in parameters.items()}
     wide = torch.promote_types(model.dtype, torch.float32)
     total = {name: torch.zeros_like(value, dtype=wide) for name, value in parameters.items()}
 
@@ -54,16 +54,22 @@ def target_gradient(
 
     samples = 0
     seen: set[str] = set()
+
+    def add(found: tuple[torch.Tensor | None, ...]) -> None:
+        for name, value in zip(leaves, found, strict=True):
+            if value is not None:
+                total[name] += value
+                seen.add(name)
+
     for whole in batches:
         for batch, found in halve_to_fit(whole, gradient):
-            for name, value in zip(leaves, found, strict=True):
-                if value is not None:
-                    total[name] += value
-                    seen.add(name)
+            add(found)
             samples += len(batch.indices)
+            # Before the next batch: it is as large as the model.
+            del found
     if never := leaves.keys() - seen:
         raise unused_parameters(never)
-    return {name: value / samples for name, value in total.items()}
+    return {name: value.div_(samples) for name, value in total.items()}
 
 
 def target_gradients(
@@ -88,7 +94,7 @@ def target_gradients(
 
     def key(name: str) -> dict[str, object]:
         return {
-            "format": 1,
+            "format": 2,
             "model": llm.identity.sha256,
             "target": rows_sha256(targets[name]),
             "encoding": MessageToJson(llm.encoding, sort_keys=True),

@@ -13,6 +13,9 @@ from alinfik.command import CommandError
 
 PROMPT = "{prompt}"
 COMPLETION = "{completion}"
+# Stands before a chat template, since some tell the date of the day, as those of Llama 3.2 and
+# SmolLM3 do: a run begun yesterday could not be finished. It is what Llama's falls back on.
+_FIXED_DAY = "{% macro strftime_now(format) %}26 Jul 2024{% endmacro %}"
 
 
 class TextTemplateError(CommandError):
@@ -40,8 +43,8 @@ def text_template(choice: str, tokenizer: PreTrainedTokenizerBase) -> TextTempla
 
     Args:
         choice: `plain`, a line each; `chat`, the model's own chat template, with the prompt as the
-            user's turn and the completion as the assistant's; or a text with `{prompt}` and
-            `{completion}` in it.
+            user's turn, the completion as the assistant's and, where it tells the date, always the
+            same one; or a text with `{prompt}` and `{completion}` in it.
         tokenizer: the model's.
 
     Raises:
@@ -71,11 +74,16 @@ def _chat(tokenizer: PreTrainedTokenizerBase) -> TextTemplate:
         )
     question = [{"role": "user", "content": PROMPT}]
     answer = [*question, {"role": "assistant", "content": COMPLETION}]
-    try:
-        prompt = str(
-            tokenizer.apply_chat_template(question, tokenize=False, add_generation_prompt=True)
+
+    def rendered(turns: list[dict[str, str]], *, more: bool) -> str:
+        template = _FIXED_DAY + tokenizer.get_chat_template()
+        text = tokenizer.apply_chat_template(
+            turns, chat_template=template, tokenize=False, add_generation_prompt=more
         )
-        whole = str(tokenizer.apply_chat_template(answer, tokenize=False))
+        return str(text)
+
+    try:
+        prompt, whole = rendered(question, more=True), rendered(answer, more=False)
     except TemplateError as error:
         raise TextTemplateError(f"--template chat: the model's template fails ({error})") from error
     # What follows the turn's end is never the model's to say.

@@ -13,7 +13,7 @@ from alinfik.command import CommandError
 from alinfik.distill import bundle as files
 from alinfik.distill.backbones import Reading, build_backbone, layer_count
 from alinfik.distill.bag import Bag
-from alinfik.distill.batches import pad
+from alinfik.distill.batches import memory_error, pad
 from alinfik.distill.checkpoint import Checkpoint
 from alinfik.distill.commands import Train
 from alinfik.distill.disk import check_place
@@ -44,6 +44,7 @@ class TrainError(CommandError):
     """Labels that no proxy can be distilled from."""
 
 
+@memory_error("lower --batch-tokens, or choose a smaller --size")
 def train(settings: Train) -> None:
     """Write the bundle that ``settings`` describe.
 

@@ -1,0 +1,32 @@
+"""Ridge regressions on sparse counts, however many samples there are.
+
+In: inputs [N, D], sparse, and labels [N, K]. Out: scikit-learn's regression. Knows nothing of what
+is counted.
+"""
+
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+
+# Samples that penalties are chosen by: that takes memory for each pair of them.
+_TRIED = 5000
+
+
+def best_penalties(inputs: Any, labels: Floats, among: Floats) -> Floats:
+    """Return the penalties [K] that do best on samples left out one by one."""
+    from sklearn.linear_model import RidgeCV  # takes a second to load
+
+    tried = np.random.default_rng(0).permutation(len(labels))[:_TRIED]
+    ridge: Any = cast("Any", RidgeCV(among, alpha_per_target=True))
+    return np.atleast_1d(ridge.fit(inputs[tried], labels[tried]).alpha_)
+
+
+def fit_ridge(inputs: Any, labels: Floats, penalties: Floats | float) -> Any:
+    """Fit a regression by steps that take no more memory than the inputs do."""
+    from sklearn.linear_model import Ridge
+
+    # scikit-learn's types know dense inputs and one penalty for all.
+    return Ridge(cast("Any", penalties), solver="sparse_cg").fit(inputs, labels)
