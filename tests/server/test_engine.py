@@ -8,8 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 
+from alinfik.server.admission import QueueFull
+from alinfik.server.batching import Priority
 from alinfik.server.bundle import load_bundle
-from alinfik.server.engine import Engine, ModelError, NotRunningError, Priority, QueueFull
+from alinfik.server.engine import Engine, NotRunningError
+from alinfik.server.fault import ModelError
 from alinfik.server.metrics import Metrics
 from alinfik.server.rejection import Rejection
 from alinfik.server.settings import ServerSettings
@@ -25,7 +28,7 @@ from tests.server.engines import (
     texts_of,
     values,
 )
-from tests.tiny_bundle import expected_values, read_manifest
+from tests.tiny_bundle import expected_values, read_manifest, write_tiny_bundle
 
 texts = st.one_of(st.text(max_size=60), st.sampled_from(["She sold 48 clips. " * 20, "outlandish"]))
 
@@ -189,6 +192,27 @@ def test_a_model_that_fails_fails_its_callers_and_not_the_engine(failing_bundle:
             assert len(values(await score(engine, CLIPS))) == 1
             labels = {"source": "grpc", "outcome": "failed"}
             assert registry.get_sample_value("alinfik_samples_total", labels) == 1
+
+    asyncio.run(main())
+
+
+def test_a_text_that_the_model_fails_on_takes_no_stranger_along(tmp_path: Path) -> None:
+    bundle = write_tiny_bundle(tmp_path / "bundle", loops=200_000, fails_on_friends=True)
+
+    async def main() -> None:
+        async with engine_of(bundle, batch_tokens=1000) as (engine, registry):
+            running = asyncio.create_task(score(engine, *texts_of(1)))
+            await in_model(registry)
+            bad = asyncio.create_task(score(engine, Sample(completion="A text of friends.")))
+            good = asyncio.create_task(score(engine, CLIPS))
+            await queued(registry, 2)
+            with pytest.raises(ModelError):
+                await bad
+            expected, _ = expected_values(bundle, CLIPS)
+            np.testing.assert_allclose(values(await good), [expected], rtol=1e-5, atol=1e-5)
+            await running
+            # The batch of both failed, and so nobody counted it.
+            assert seen_by_model(registry) == 2
 
     asyncio.run(main())
 

@@ -9,8 +9,9 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from alinfik.server.app import running
+from alinfik.server.batching import Priority
 from alinfik.server.bundle import Bundle, load_bundle
-from alinfik.server.engine import NotRunningError, Priority
+from alinfik.server.engine import NotRunningError
 from alinfik.server.errors import InUseError, NotFoundError
 from alinfik.server.metrics import Metrics
 from alinfik.server.registry import Registry

@@ -41,8 +41,10 @@ from google.rpc.error_details_pb2 import (
 )
 from google.rpc.status_pb2 import Status
 
-from alinfik.server.engine import ModelError, NotRunningError, QueueFull
+from alinfik.server.admission import QueueFull
+from alinfik.server.engine import NotRunningError
 from alinfik.server.explainer import NotExplainableError
+from alinfik.server.fault import ModelError
 
 # Long enough for a warm-up, for another replica to take over, or for some call to end; short enough
 # not to be noticed.

@@ -15,9 +15,10 @@ from typing import Any, cast
 from google.rpc.code_pb2 import Code
 from grpc.aio import ServicerContext
 
+from alinfik.server.batching import Priority
 from alinfik.server.bound import Bound
 from alinfik.server.calls import Calls
-from alinfik.server.engine import NotRunningError, Priority
+from alinfik.server.engine import NotRunningError
 from alinfik.server.errors import InvalidRequestError, status_of
 from alinfik.server.limits import Limits
 from alinfik.server.metrics import Metrics
