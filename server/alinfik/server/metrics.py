@@ -81,7 +81,7 @@ class Metrics:
         )
         self.tokenise_seconds = Histogram(
             "alinfik_tokenise_seconds",
-            "Time to tokenise one request's samples.",
+            "Time of one run of the tokenizer, over all the calls that were gathered for it.",
             buckets=_SECONDS,
             registry=registry,
         )
