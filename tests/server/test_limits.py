@@ -74,7 +74,7 @@ def test_a_request_of_too_many_samples_or_bytes_is_told_to_split_and_counted(
 def test_a_stream_s_request_of_millions_of_samples_ends_it_with_one_status(
     tiny_bundle: Path,
 ) -> None:
-    """A status for each would be a hundred times as large as the request."""
+    """Parsed it would be forty times as large, and a status for each a hundred times."""
 
     async def main() -> None:
         async with served(tiny_bundle) as (server, stub):
@@ -85,7 +85,7 @@ def test_a_stream_s_request_of_millions_of_samples_ends_it_with_one_status(
             with pytest.raises(grpc.aio.AioRpcError):
                 await stream.read()
             assert await stream.code() is grpc.StatusCode.INVALID_ARGUMENT
-            assert "holds 1000000" in await stream.details()
+            assert "hold more than 8192" in await stream.details()
             assert refused(server, "request_samples") == 1
 
     asyncio.run(main())

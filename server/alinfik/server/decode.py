@@ -1,7 +1,7 @@
 """Turns messages that are none into INVALID_ARGUMENT; grpc's own word for them is UNKNOWN.
 
-Comes in: every call of ours. Goes out: the call, its bytes parsed where its status is made. Knows
-nothing of what the messages say.
+Comes in: every call of ours. Goes out: the call, its bytes parsed where its status is made, once it
+is known that this does not multiply them. Knows nothing of what the messages say.
 """
 
 from collections.abc import AsyncIterator, Callable
@@ -13,6 +13,7 @@ from grpc.aio import ServerInterceptor, ServicerContext
 
 from alinfik.server.calls import Calls, Continuation, Handler
 from alinfik.server.errors import InvalidRequestError
+from alinfik.server.limits import Limits
 
 _OURS = "/alinfik."
 
@@ -22,10 +23,12 @@ class Decode(ServerInterceptor):
 
     Args:
         calls: ends the calls whose request is no message.
+        limits: says which messages are not to be parsed.
     """
 
-    def __init__(self, calls: Calls) -> None:
+    def __init__(self, calls: Calls, limits: Limits) -> None:
         self._calls = calls
+        self._limits = limits
 
     async def intercept_service(
         self,
@@ -37,7 +40,12 @@ class Decode(ServerInterceptor):
         method = handler_call_details.method
         if handler is None or handler.request_deserializer is None or not method.startswith(_OURS):
             return handler
-        parse, serialise = handler.request_deserializer, handler.response_serializer
+        deserialise, serialise = handler.request_deserializer, handler.response_serializer
+
+        def parse(request: bytes) -> Any:
+            self._limits.check_message(request)
+            return deserialise(request)
+
         # grpc's types are those of its blocking half.
         inner: Any = handler
         if inner.request_streaming:

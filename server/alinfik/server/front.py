@@ -75,7 +75,7 @@ class Front:
         self._health: Any = cast("Any", health).aio.HealthServicer()
         self._server = grpc.aio.server(
             # In this order: who may not call takes no room, and what finds none is not parsed.
-            interceptors=[make_access(settings, self._calls), limits, Decode(self._calls)],
+            interceptors=[make_access(settings, self._calls), limits, Decode(self._calls, limits)],
             options=[
                 *_CONNECTION,
                 # gRPC's default lets a second server share the port in silence.

@@ -15,6 +15,7 @@ from alinfik.server.calls import Calls, Continuation, Handler
 from alinfik.server.errors import InvalidRequestError, LimitError
 from alinfik.server.metrics import Metrics
 from alinfik.server.settings import ServerSettings
+from alinfik.server.wire import repeats_more
 from alinfik.v1 import ExplainRequest, ScoreRequest
 
 # The settings that bound something, by the name that metrics call them.
@@ -43,6 +44,10 @@ _REFUSING = (
     "queue_seconds",
 )
 
+# A stream's request of too many samples has each of them told. One of so many times too many is
+# not even parsed.
+_TOLD_TIMES = 8
+
 _OURS = "/alinfik."
 
 
@@ -68,6 +73,17 @@ class Limits(ServerInterceptor):
         for limit in _REFUSING:
             # A series from the start: a rate needs a value before the first refusal.
             self._refused.labels(limit)
+
+    def check_message(self, message: bytes) -> None:
+        """Refuse a message that would be many times its size once it is parsed.
+
+        Raises:
+            InvalidRequestError: it is one of these.
+        """
+        if repeats_more(message, most := _TOLD_TIMES * self._most_samples):
+            self._refused.labels("request_samples").inc()
+            problem = f"hold more than {most}: at most {self._most_samples} a request are taken"
+            raise InvalidRequestError([("samples", problem + ", so split it")])
 
     def check_request(self, request: ScoreRequest | ExplainRequest) -> None:
         """Refuse a request without samples, or with more samples or bytes than are taken.

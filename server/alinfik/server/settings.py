@@ -272,8 +272,8 @@ class ServerSettings(BaseSettings):
     max_calls: PositiveInt = Field(
         2048,
         description="Most calls under way at once, streams among them; further ones fail with "
-        "RESOURCE_EXHAUSTED. Times --max-message-bytes, and for streams twice that, it bounds the "
-        "memory that requests take.",
+        "RESOURCE_EXHAUSTED. Times twice --max-message-bytes, for bytes and what is parsed of "
+        "them, and for streams twice that, it bounds the memory that requests take.",
     )
     max_streams: PositiveInt = Field(
         1024,
