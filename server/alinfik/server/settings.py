@@ -85,7 +85,8 @@ class ServerSettings(BaseSettings):
     watch_seconds: NonNegativeFloat = Field(
         0.0,
         description="Look under --bundle-root this often, and serve the newest bundle there in "
-        "place of the first one; 0 is never. Set it where bundles are delivered as files.",
+        "place of the first one; the one before it stays loaded, for callers that name it. 0 is "
+        "never. Set it where bundles are delivered as files.",
     )
 
     listen: AddressOrNone = Field(
@@ -120,7 +121,7 @@ class ServerSettings(BaseSettings):
     open_admin: CliImplicitFlag[bool] = Field(
         False,
         description="Let anyone who reaches the port load and switch bundles, where there are no "
-        "--tokens. For a machine of one's own.",
+        "--tokens. For a machine of one's own, or with --tls-client-ca.",
     )
     allow_insecure: CliImplicitFlag[bool] = Field(
         False,
