@@ -100,6 +100,7 @@ async def running(settings: ServerSettings) -> AsyncGenerator[Running, None]:
                 finally:
                     seconds = settings.drain_seconds
                     _log.info("draining", drain_seconds=seconds)
+                    await front.retire(settings.drain_delay_seconds)
                     await asyncio.gather(front.close(seconds), stop_kafka(seconds))
         finally:
             await loaded.stop()

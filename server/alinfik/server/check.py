@@ -9,10 +9,10 @@ from typing import TypedDict
 from prometheus_client import CollectorRegistry
 
 from alinfik.server.access import check_exposure
-from alinfik.server.address import check_listenable
 from alinfik.server.bundle import Bundle, load_bundles
 from alinfik.server.engine import Engine
 from alinfik.server.kafka_security import connection
+from alinfik.server.listenable import check_listenable
 from alinfik.server.metrics import Metrics
 from alinfik.server.settings import ServerSettings
 from alinfik.server.tls import server_credentials

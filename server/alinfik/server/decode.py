@@ -11,11 +11,9 @@ import grpc
 from google.protobuf.message import DecodeError
 from grpc.aio import ServerInterceptor, ServicerContext
 
-from alinfik.server.calls import Calls, Continuation, Handler
+from alinfik.server.calls import Calls, Continuation, Handler, method_of_ours
 from alinfik.server.errors import InvalidRequestError
 from alinfik.server.limits import Limits
-
-_OURS = "/alinfik."
 
 
 class Decode(ServerInterceptor):
@@ -37,8 +35,8 @@ class Decode(ServerInterceptor):
     ) -> Handler:
         """Hand the call on, as one of bytes."""
         handler = await continuation(handler_call_details)
-        method = handler_call_details.method
-        if handler is None or handler.request_deserializer is None or not method.startswith(_OURS):
+        method = method_of_ours(handler_call_details.method)
+        if handler is None or handler.request_deserializer is None or method is None:
             return handler
         deserialise, serialise = handler.request_deserializer, handler.response_serializer
 
@@ -61,7 +59,7 @@ class Decode(ServerInterceptor):
             try:
                 message = _parse(request, parse)
             except InvalidRequestError as error:
-                async with self._calls.call(method.rpartition("/")[2], context):
+                async with self._calls.call(method, context):
                     raise error from None
             else:
                 return await inner.unary_unary(message, context)

@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from typing import NamedTuple, Self
 
-from alinfik.server.admission import Admission, QueueFull
+from alinfik.server.admission import Admission, OversizedError, QueueFull
 from alinfik.server.batching import BatchQueue, Priority
 from alinfik.server.bundle import Bundle, BundleError
 from alinfik.server.cache import Cache, content_key
@@ -25,7 +25,7 @@ from alinfik.server.fault import model_error
 from alinfik.server.metrics import Metrics
 from alinfik.server.rejection import Rejection, rejections
 from alinfik.server.settings import ServerSettings
-from alinfik.server.tally import Source, Tally
+from alinfik.server.tally import Source, Tally, Unvalued
 from alinfik.server.tokenising import Tokenising
 from alinfik.server.tracing import stage_spans
 from alinfik.server.valuation import Valuer
@@ -168,6 +168,7 @@ class Engine:
 
         Raises:
             QueueFull: there is no room, and ``wait`` is false.
+            OversizedError: there never is for so many tokens, and ``wait`` is false.
             TimeoutError: the deadline passed. What had not reached the model never will; so it is
                 when the call is cancelled.
             ModelError: the model or the tokenizer failed on one of them.
@@ -176,15 +177,23 @@ class Engine:
         if not self._workers:
             raise NotRunningError("the engine is not running")
         call = Call(samples)
+        unvalued: Unvalued = "failed"
         try:
             if unknown := self._settle_known(call, samples):
                 async with asyncio.timeout_at(deadline):
                     await self._value(call, samples, unknown, priority, wait)
-        except QueueFull as error:
+        except (QueueFull, OversizedError) as error:
             self._tally.refused(source, error.limit)
+            unvalued = "refused"
+            raise
+        except NotRunningError:
+            unvalued = "refused"
+            raise
+        except (TimeoutError, asyncio.CancelledError):
+            unvalued = "dropped"
             raise
         finally:
-            self._tally.outcomes(source, call.outcomes, call.clock.shared)
+            self._tally.outcomes(source, call.outcomes, call.clock.shared, unvalued)
             # Nobody waits for a shadow, whoever's samples it values.
             if source != "shadow":
                 stage_spans(call.clock, len(samples))

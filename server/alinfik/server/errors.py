@@ -4,6 +4,7 @@ Comes in: an exception, or what is wrong with a sample. Goes out: a ``google.rpc
 details, which ends a call or stands in one sample's ``ScoreResult.error``. Never a stack trace.
 
     InvalidRequestError, Rejection   INVALID_ARGUMENT    BadRequest: the bad fields
+    OversizedError                   INVALID_ARGUMENT    BadRequest: the samples
     NotFoundError                    NOT_FOUND           ResourceInfo
     NotExplainableError, InUseError  FAILED_PRECONDITION PreconditionFailure
     QueueFull, LimitError            RESOURCE_EXHAUSTED  RetryInfo
@@ -41,7 +42,7 @@ from google.rpc.error_details_pb2 import (
 )
 from google.rpc.status_pb2 import Status
 
-from alinfik.server.admission import QueueFull
+from alinfik.server.admission import OversizedError, QueueFull
 from alinfik.server.engine import NotRunningError
 from alinfik.server.explainer import NotExplainableError
 from alinfik.server.fault import ModelError
@@ -92,6 +93,8 @@ def status_of(error: Exception) -> Status:
     match error:
         case InvalidRequestError():
             return invalid(error.violations)
+        case OversizedError():
+            return invalid([("samples", str(error))])
         case NotFoundError():
             info = ResourceInfo(resource_type=error.kind, resource_name=error.name)
             return _status(NOT_FOUND, str(error), info)

@@ -56,8 +56,9 @@ class Metrics:
         # Engine
         self.samples = Counter(
             "alinfik_samples",
-            "Samples by front door (grpc, kafka) and outcome (valued, rejected, failed). One from "
-            "Kafka that failed is tried again, and counted again.",
+            "Samples by front door (grpc, kafka) and outcome: valued; rejected, the sample's "
+            "fault; refused, no room; dropped, the deadline passed or the caller left; failed, "
+            "the server's fault. One from Kafka that is not valued is tried and counted again.",
             ["source", "outcome"],
             registry=registry,
         )

@@ -7,7 +7,7 @@ apart. Never in the way: it takes its turn after all others, and drops what it h
 import asyncio
 from collections.abc import Sequence
 
-from alinfik.server.admission import QueueFull
+from alinfik.server.admission import OversizedError, QueueFull
 from alinfik.server.batching import Priority
 from alinfik.server.call import Outcome
 from alinfik.server.engine import Engine, NotRunningError
@@ -48,7 +48,7 @@ class Shadow:
             scored = await self._engine.score(
                 samples, priority=Priority.STREAM, source="shadow", wait=False
             )
-        except (QueueFull, NotRunningError):
+        except (QueueFull, OversizedError, NotRunningError):
             self._metrics.shadow_samples.labels("dropped").inc(len(samples))
             return
         except ModelError:
