@@ -12,7 +12,7 @@ import os
 import sys
 import tomllib
 from argparse import ArgumentParser, Namespace
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -26,40 +26,22 @@ _EVERY_INTERFACE = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104  nothing 
 # The messages of grpc.health.v1, as they are on the wire.
 _CHECK, _SERVING = b"", b"\x08\x01"
 
-# By setting: its default, and what it is for.
-_SETTINGS = {
-    "listen": (
-        "127.0.0.1:50051",
-        (
-            "HOST:PORT that the server listens on. Empty, as the server's own: it has no gRPC, and its "
-            "--metrics are asked."
-        ),
-    ),
-    "metrics": ("127.0.0.1:9464", "HOST:PORT of the server's metrics."),
-    "tls_certificate": (
-        "",
-        "PEM file of the server's certificate, where it has one: it is trusted.",
-    ),
-    "health_ca": (
-        "",
-        (
-            "PEM file of the CA to trust instead. Only for a server on another machine, whose "
-            "certificate is not at hand."
-        ),
-    ),
-    "health_name": (
-        "",
-        "A name in that certificate; needed where the address is not in it.",
-    ),
-    "health_certificate": (
-        "",
-        "PEM file of a client certificate, for a server with --tls-client-ca.",
-    ),
-    "health_key": ("", "PEM file of its private key."),
-    "health_timeout_seconds": (
-        "5",
-        "Time to wait for the answer; under the container engine's own.",
-    ),
+_DEFAULTS = {
+    "listen": "127.0.0.1:50051",
+    "metrics": "127.0.0.1:9464",
+    "health_timeout_seconds": "5",
+}
+_HELP = {
+    "listen": "HOST:PORT that the server listens on. Empty, as the server's own: it has no gRPC, "
+    "and its --metrics are asked.",
+    "metrics": "HOST:PORT of the server's metrics.",
+    "tls_certificate": "PEM file of the server's certificate, where it has one: it is trusted.",
+    "health_ca": "PEM file of the CA to trust instead. Only for a server on another machine, whose "
+    "certificate is not at hand.",
+    "health_name": "A name in that certificate; needed where the address is not in it.",
+    "health_certificate": "PEM file of a client certificate, for a server with --tls-client-ca.",
+    "health_key": "PEM file of its private key.",
+    "health_timeout_seconds": "Time to wait for the answer; under the container engine's own.",
 }
 
 
@@ -90,17 +72,17 @@ def _read(arguments: Sequence[str]) -> Namespace:
     summary = "Exit with 0 if the server on this machine is ready. No token is needed."
     parser = ArgumentParser(_PROGRAM, description=summary, allow_abbrev=False)
     parser.add_argument("--config", default=os.environ.get("ALINFIK_CONFIG"), metavar="FILE.toml")
-    for name, (_, purpose) in _SETTINGS.items():
+    for name, purpose in _HELP.items():
         parser.add_argument(f"--{name.replace('_', '-')}", help=purpose)
     settings = parser.parse_args(arguments)
     try:
         held = tomllib.loads(Path(settings.config).read_text()) if settings.config else {}
     except (OSError, ValueError) as error:
         raise _SettingError(f"--config {settings.config}: {error}") from error
-    for name, (default, _) in _SETTINGS.items():
+    for name in _HELP:
         if getattr(settings, name) is None:
-            given = os.environ.get(f"ALINFIK_{name.upper()}", str(held.get(name, default)))
-            setattr(settings, name, given)
+            default = str(held.get(name, _DEFAULTS.get(name, "")))
+            setattr(settings, name, os.environ.get(f"ALINFIK_{name.upper()}", default))
     if bool(settings.health_certificate) != bool(settings.health_key):
         raise _SettingError("--health-certificate and --health-key go together")
     return settings
@@ -117,7 +99,8 @@ def _ask(settings: Namespace) -> None:
     address = _reachable(settings, "listen")
     with _channel(address, settings) as channel:
         try:
-            ask: Callable[..., bytes] = channel.unary_unary("/grpc.health.v1.Health/Check")
+            # Not the library's stub, which has no types, nor its messages, which load protobuf.
+            ask = channel.unary_unary("/grpc.health.v1.Health/Check", bytes, bytes)
             answer = ask(_CHECK, timeout=seconds)
         except grpc.RpcError as error:
             reason = error.details() if isinstance(error, grpc.Call) else error
