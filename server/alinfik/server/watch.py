@@ -12,9 +12,7 @@ import structlog
 
 from alinfik.server.bundle import MANIFEST, Bundle, BundleError, load_bundle
 from alinfik.server.registry import InUseError, NotFoundError, Registry
-
-# What changes when a file is written to.
-_Stamp = tuple[str, int, int]
+from alinfik.server.watched import Stamp, stamp
 
 _log = structlog.get_logger()
 
@@ -35,7 +33,7 @@ class BundleWatch:
         # Calls name it that began before the swap: a file is valued by one bundle, in many calls.
         self._previous = ""
         # What was in each directory when it was last read: one that is being copied is read again.
-        self._seen: dict[Path, list[_Stamp]] = {}
+        self._seen: dict[Path, dict[str, Stamp]] = {}
 
     async def run(self) -> None:
         """Follow until cancelled; a bundle that does not load is left until it changes."""
@@ -90,7 +88,7 @@ class BundleWatch:
             if directory.name.startswith("."):
                 continue
             try:
-                stamps = sorted(map(_stamp, directory.iterdir()))
+                stamps = {file.name: stamp(file) for file in directory.iterdir()}
                 if self._seen.get(directory) != stamps:
                     self._seen[directory] = stamps
                     appeared.append(load_bundle(directory))
@@ -99,11 +97,6 @@ class BundleWatch:
             except OSError as error:
                 _log.warning("bundle went while it was read", path=str(directory), error=str(error))
         return sorted(appeared, key=_made, reverse=True)
-
-
-def _stamp(file: Path) -> _Stamp:
-    stat = file.stat()
-    return file.name, stat.st_mtime_ns, stat.st_size
 
 
 def _made(bundle: Bundle) -> int:
