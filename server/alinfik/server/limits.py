@@ -83,10 +83,9 @@ class Limits(ServerInterceptor):
         """
         if repeats_more(message, most := _TOLD_TIMES * self._most_samples):
             self._refused.labels("request_samples").inc()
-            problem = (
-                f"repeats a field more than {most} times: at most {self._most_samples} samples"
-            )
-            raise InvalidRequestError([("request", problem + " are taken, so split it")])
+            problem = f"repeats a field more than {most} times"
+            mend = f"at most {self._most_samples} samples are taken, so split it"
+            raise InvalidRequestError([("request", f"{problem}: {mend}")])
 
     def check_request(self, request: ScoreRequest | ExplainRequest) -> None:
         """Refuse a request without samples, or with more samples or bytes than are taken.
