@@ -27,6 +27,6 @@ ENV PATH=/opt/alinfik/bin:$PATH \
 USER 10001
 EXPOSE 50051 9464
 # Ready once the bundle is loaded and warm: some seconds for a large proxy on a slow disk.
-HEALTHCHECK --interval=10s --timeout=6s --start-period=60s --start-interval=2s \
+HEALTHCHECK --interval=10s --timeout=6s --start-period=60s --start-interval=5s \
     CMD ["python", "-m", "alinfik.server.healthcheck"]
 ENTRYPOINT ["alinfik-server"]

@@ -32,9 +32,10 @@ from alinfik.distill.report import write_report
 from alinfik.distill.splits import split
 from alinfik.distill.train import TrainError, train
 from alinfik.distill.training_data import training_data
+from alinfik.server.batching import Priority
 from alinfik.server.bundle import load_bundle
 from alinfik.server.encode import Encoder as ServerEncoder
-from alinfik.server.engine import Engine, Priority
+from alinfik.server.engine import Engine
 from alinfik.server.metrics import Metrics as ServerMetrics
 from alinfik.server.settings import ServerSettings
 from alinfik.v1 import Metrics, Sample, Valuation

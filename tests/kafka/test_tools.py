@@ -9,8 +9,8 @@ from kafka import KafkaProducer
 
 from alinfik.client.kafka import ingest, watch
 from alinfik.client.samples import read_samples
-from alinfik.command import CommandError, FailedError, run
-from alinfik.server.healthcheck import HealthCheck
+from alinfik.command import CommandError, FailedError
+from alinfik.server.healthcheck import main
 from alinfik.v1 import Sample
 from demo.broker import Tansu, free_port
 from tests.kafka.streams import Deadline, Sent, Stream, read, running, send
@@ -184,10 +184,10 @@ def test_a_server_of_kafka_alone_is_ready_and_values(stream, tiny_bundle, monkey
         read(stream.broker, stream.valuations, 3)
         monkeypatch.setenv("ALINFIK_LISTEN", "")
         with pytest.raises(SystemExit) as healthy:
-            run(HealthCheck, ["--metrics", server.metrics])
+            main(["--metrics", server.metrics])
         assert (healthy.value.code, capsys.readouterr().err) == (0, "")
     with pytest.raises(SystemExit) as gone:
-        run(HealthCheck, ["--metrics", server.metrics])
+        main(["--metrics", server.metrics])
     assert gone.value.code == 1
 
 

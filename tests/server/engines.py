@@ -7,8 +7,10 @@ from pathlib import Path
 
 from prometheus_client import CollectorRegistry
 
+from alinfik.server.batching import Priority
 from alinfik.server.bundle import load_bundle
-from alinfik.server.engine import Engine, Outcome, Priority
+from alinfik.server.call import Outcome
+from alinfik.server.engine import Engine
 from alinfik.server.metrics import Metrics
 from alinfik.server.settings import ServerSettings
 from alinfik.v1 import Sample, Valuation

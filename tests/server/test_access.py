@@ -1,6 +1,7 @@
 """Who may call what, over real sockets."""
 
 import asyncio
+import shutil
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -24,6 +25,7 @@ from alinfik.server.app import running
 from alinfik.server.settings import ServerSettings
 from alinfik.server.tokens import ROLES, Role, new_token
 from alinfik.v1 import (
+    GetBundleRequest,
     ListBundlesRequest,
     LoadBundleRequest,
     Sample,
@@ -36,6 +38,7 @@ from alinfik.v1.bundle_service_pb2_grpc import BundleServiceStub
 from alinfik.v1.valuation_service_pb2_grpc import ValuationServiceStub
 from tests.server.test_service import detail, failure
 from tests.server_process import running_server
+from tests.tiny_bundle import read_manifest, write_manifest
 
 REQUEST = ScoreRequest(samples=[Sample(completion="72 clips")])
 LOOPBACK = {"listen": "127.0.0.1:0", "metrics": "127.0.0.1:0"}
@@ -128,6 +131,34 @@ def test_each_role_may_do_what_it_is_for(
                 assert set(codes) - refused == allowed[role]
                 assert {codes[method] for method in refused} == {grpc.StatusCode.PERMISSION_DENIED}
             assert (await caller.codes(f"bearer  {tokens['score']}"))["Score"] is grpc.StatusCode.OK
+
+    asyncio.run(main())
+
+
+def test_providers_figures_are_for_administrators_alone(
+    tiny_bundle: Path, tmp_path: Path, tokens: dict[Role, str]
+) -> None:
+    bundle = Path(shutil.copytree(tiny_bundle, tmp_path / "bundle"))
+    manifest = read_manifest(bundle)
+    manifest.metrics.targets[0].providers.add(provider="rival", held_out_count=3)
+    write_manifest(bundle, manifest)
+    both, line = new_token("both", ["score", "admin"])
+    with (tmp_path / "tokens").open("a") as file:
+        file.write(f"\n{line}")
+
+    async def shown(token: str | None = None, **flags: object) -> bool:
+        async with served(bundle, **flags) as caller:
+            metadata = [("authorization", f"Bearer {token}")] if token else []
+            stub = ValuationServiceStub(caller.channel)
+            found = (await stub.GetBundle(GetBundleRequest(), metadata=metadata)).bundle
+            assert found.metrics.targets[0].spearman
+            return bool(found.metrics.targets[0].providers)
+
+    async def main() -> None:
+        assert not await shown(tokens["score"], tokens=tmp_path / "tokens")
+        assert await shown(both, tokens=tmp_path / "tokens")
+        assert not await shown()
+        assert await shown(open_admin=True)
 
     asyncio.run(main())
 
@@ -270,12 +301,16 @@ def test_the_network_is_not_let_in_by_mistake(host: str) -> None:
     with pytest.raises(CommandError, match="opens the server to the network with neither") as told:
         check_exposure(settings())
     assert "--allow-insecure" in str(told.value)
+    tls = {"tls_certificate": Path("c"), "tls_key": Path("k")}
+    with pytest.raises(CommandError, match="lets the whole network switch bundles"):
+        check_exposure(settings(open_admin=True, **tls))
     with capture_logs() as warned:
         check_exposure(settings(tokens=Path("t")))
     assert "tokens cross the network unencrypted" in warned[0]["event"]
     with capture_logs() as warned:
         check_exposure(settings(allow_insecure=True))
-        check_exposure(settings(tls_certificate=Path("c"), tls_key=Path("k"), tokens=Path("t")))
+        check_exposure(settings(**tls, tokens=Path("t")))
+        check_exposure(settings(**tls, tls_client_ca=Path("a"), open_admin=True))
     assert warned == []
 
 

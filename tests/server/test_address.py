@@ -5,7 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from alinfik.command import CommandError
-from alinfik.server.address import check_listenable, join_address, parse_address
+from alinfik.server.address import join_address, parse_address
+from alinfik.server.listenable import check_listenable
 
 ports = st.integers(0, 65_535)
 

@@ -167,9 +167,11 @@ def test_health_is_not_serving_until_warm_and_again_while_draining(tiny_bundle: 
             await front.open()
             assert await said() == [HealthCheckResponse.SERVING] * 2
             await stub.Score(ScoreRequest(samples=[CLIPS]))
-            closing = asyncio.create_task(front.close(5))
+            retiring = asyncio.create_task(front.retire(60))
             assert await said() == [HealthCheckResponse.NOT_SERVING] * 2
-            await closing
+            await stub.Score(ScoreRequest(samples=[CLIPS]))
+            retiring.cancel()
+            await front.close(5)
             await registry.stop()
 
     asyncio.run(main())

@@ -78,6 +78,8 @@ def test_it_says_in_one_line_what_will_not_do(
     assert "is not a bundle" in refusal("check", "--bundle", tmp_path, *ANY_PORT)
     assert "has no model.int8.onnx" in refusal(*check, "--precision", "int8")
     assert f"--tokens {tokens}, line 1: has 2 fields" in refusal(*check, "--tokens", tokens)
+    shadow = (tiny_bundle, "--shadow", tiny_bundle)
+    assert "is the first --bundle itself" in refusal(*check[:2], *shadow, *ANY_PORT)
     assert "holds no private key" in refusal(*check, *tls)
     assert "opens the server to the network" in refusal(*check, "--listen", "0.0.0.0:0")
     with socket.create_server(("127.0.0.1", 0)) as taken:

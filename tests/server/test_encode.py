@@ -1,4 +1,5 @@
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 from hypothesis import given
@@ -35,6 +36,17 @@ def test_rows_are_what_the_contract_says_token_by_token(
         whole = sum(map(len, expected_tokens(tokenizer, manifest.encoding, sample)))
         manifest.encoding.token_limit = limit
         assert row.truncated == (whole > len(prompt) + len(completion))
+
+
+def test_a_large_batch_is_tokenised_a_piece_at_a_time(tiny_bundle: Path) -> None:
+    encoder = Encoder(load_bundle(tiny_bundle))
+    sizes = [400_000, 10, 700_000, 10, 1_500_000, 10, 10]
+    samples = [Sample(prompt=f"{n}?", completion=f"{n} " * (s // 2)) for n, s in enumerate(sizes)]
+    with patch.object(encoder, "_encode", wraps=encoder._encode) as piece:
+        together = encoder.encode(samples)
+    assert [len(call.args[0]) for call in piece.call_args_list] == [2, 2, 1, 2]
+    alone = [row for sample in samples for row in encoder.encode([sample])]
+    assert [row.input_ids.tolist() for row in together] == [row.input_ids.tolist() for row in alone]
 
 
 def test_truncation_set_in_the_tokenizer_file_does_not_count(

@@ -8,8 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 
+from alinfik.server.admission import OversizedError, QueueFull
+from alinfik.server.batching import Priority
 from alinfik.server.bundle import load_bundle
-from alinfik.server.engine import Engine, ModelError, NotRunningError, Priority, QueueFull
+from alinfik.server.engine import Engine, NotRunningError
+from alinfik.server.fault import ModelError
 from alinfik.server.metrics import Metrics
 from alinfik.server.rejection import Rejection
 from alinfik.server.settings import ServerSettings
@@ -25,7 +28,13 @@ from tests.server.engines import (
     texts_of,
     values,
 )
-from tests.tiny_bundle import expected_values, read_manifest
+from tests.tiny_bundle import expected_values, read_manifest, write_tiny_bundle
+
+
+def counted(registry: CollectorRegistry, outcome: str) -> float | None:
+    labels = {"source": "grpc", "outcome": outcome}
+    return registry.get_sample_value("alinfik_samples_total", labels)
+
 
 texts = st.one_of(st.text(max_size=60), st.sampled_from(["She sold 48 clips. " * 20, "outlandish"]))
 
@@ -73,12 +82,7 @@ def test_bad_samples_are_rejected_in_place_and_counted(tiny_bundle: Path) -> Non
             )
             reasons = [o.reason if isinstance(o, Rejection) else None for o in outcomes]
             assert reasons == ["empty_completion", None, "id_too_long", "provider_too_long", None]
-
-            def counted(outcome: str) -> float | None:
-                labels = {"source": "grpc", "outcome": outcome}
-                return registry.get_sample_value("alinfik_samples_total", labels)
-
-            assert (counted("valued"), counted("rejected")) == (2, 3)
+            assert (counted(registry, "valued"), counted(registry, "rejected")) == (2, 3)
 
     asyncio.run(main())
 
@@ -95,6 +99,7 @@ def test_a_deadline_that_passes_in_the_queue_keeps_the_sample_from_the_model(
             with pytest.raises(TimeoutError):
                 await score(engine, late, deadline=soon)
             assert not first.done()
+            assert counted(registry, "dropped") == 1
             await first
             await score(engine, other)
             assert seen_by_model(registry) == 2
@@ -139,6 +144,18 @@ def test_a_full_queue_refuses_the_impatient_and_lets_the_patient_wait(slow_bundl
     asyncio.run(main())
 
 
+def test_a_call_of_more_tokens_than_ever_have_room_is_told_to_split(tiny_bundle: Path) -> None:
+    async def main() -> None:
+        async with engine_of(tiny_bundle, queue_tokens=20) as (engine, registry):
+            with pytest.raises(OversizedError, match="at most 20 are taken of one Score, so split"):
+                await score(engine, *texts_of(9))
+            assert registry.get_sample_value("alinfik_queue_samples") == 0
+            assert len(values(await score(engine, *texts_of(1)))) == 1
+            assert len(values(await score(engine, *texts_of(9), wait=True))) == 9
+
+    asyncio.run(main())
+
+
 def test_a_wait_that_would_be_too_long_is_refused_to_the_impatient(slow_bundle: Path) -> None:
     async def main() -> None:
         async with engine_of(slow_bundle, queue_seconds=1e-6) as (engine, registry):
@@ -151,6 +168,8 @@ def test_a_wait_that_would_be_too_long_is_refused_to_the_impatient(slow_bundle: 
                 await score(engine, three)
             refused = registry.get_sample_value("alinfik_refused_total", {"limit": "queue_seconds"})
             assert refused == 1
+            assert counted(registry, "refused") == 1
+            assert counted(registry, "failed") is None
             await asyncio.gather(running, waiting, score(engine, three, wait=True))
 
     asyncio.run(main())
@@ -187,8 +206,28 @@ def test_a_model_that_fails_fails_its_callers_and_not_the_engine(failing_bundle:
             assert len(failed.value.error_id) == 12
             assert failed.value.error_id in str(failed.value)
             assert len(values(await score(engine, CLIPS))) == 1
-            labels = {"source": "grpc", "outcome": "failed"}
-            assert registry.get_sample_value("alinfik_samples_total", labels) == 1
+            assert counted(registry, "failed") == 1
+
+    asyncio.run(main())
+
+
+def test_a_text_that_the_model_fails_on_takes_no_stranger_along(tmp_path: Path) -> None:
+    bundle = write_tiny_bundle(tmp_path / "bundle", loops=200_000, fails_on_friends=True)
+
+    async def main() -> None:
+        async with engine_of(bundle, batch_tokens=1000) as (engine, registry):
+            running = asyncio.create_task(score(engine, *texts_of(1)))
+            await in_model(registry)
+            bad = asyncio.create_task(score(engine, Sample(completion="A text of friends.")))
+            good = asyncio.create_task(score(engine, CLIPS))
+            await queued(registry, 2)
+            with pytest.raises(ModelError):
+                await bad
+            expected, _ = expected_values(bundle, CLIPS)
+            np.testing.assert_allclose(values(await good), [expected], rtol=1e-5, atol=1e-5)
+            await running
+            # The batch of both failed, and so nobody counted it.
+            assert seen_by_model(registry) == 2
 
     asyncio.run(main())
 

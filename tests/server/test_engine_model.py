@@ -1,7 +1,6 @@
 """Which model an engine runs, and by how many workers."""
 
 import asyncio
-import os
 import shutil
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import onnx
 import pytest
 
 from alinfik.server.bundle import BundleError
+from alinfik.server.cores import usable_cores
 from alinfik.server.device import find_device
 from alinfik.v1 import Sample
 from tests.server.engines import (
@@ -28,8 +28,8 @@ def test_workers_are_chosen_by_measurement_unless_they_are_set(tiny_bundle: Path
             return engine.warm.workers
 
     assert asyncio.run(workers(workers=3)) == 3
-    assert asyncio.run(workers(workers=None, threads_per_worker=1)) == os.cpu_count()
-    assert 1 <= asyncio.run(workers(workers=None)) <= (os.cpu_count() or 1)
+    assert asyncio.run(workers(workers=None, threads_per_worker=1)) == usable_cores()
+    assert 1 <= asyncio.run(workers(workers=None)) <= usable_cores()
 
 
 def test_two_workers_give_the_values_of_one(tiny_bundle: Path) -> None:

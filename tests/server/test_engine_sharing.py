@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from prometheus_client import CollectorRegistry
 
-from alinfik.server.engine import Priority
+from alinfik.server.batching import Priority
 from alinfik.v1 import Sample, Valuation
 from tests.server.engines import (
     CLIPS,

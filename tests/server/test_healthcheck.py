@@ -1,8 +1,10 @@
+import subprocess
+import sys
+
 import pytest
 import trustme
 
-from alinfik.command import run
-from alinfik.server.healthcheck import HealthCheck
+from alinfik.server.healthcheck import main
 from demo.broker import free_port
 from tests.server.certificates import write_authority, write_pair
 from tests.server_process import running_server
@@ -15,7 +17,7 @@ def check(monkeypatch, capsys):
         for name, value in environment.items():
             monkeypatch.setenv(f"ALINFIK_{name.upper()}", str(value))
         with pytest.raises(SystemExit) as exit_:
-            run(HealthCheck, [str(flag) for flag in flags])
+            main([str(flag) for flag in flags])
         return exit_.value.code, capsys.readouterr().err
 
     return check
@@ -70,7 +72,15 @@ def test_a_server_that_asks_for_certificates_is_shown_one(tiny_bundle, tmp_path,
             assert f"{server.grpc} does not answer: " in said
 
 
+def test_it_loads_no_more_than_it_needs_since_it_is_run_all_day():
+    heavy = "{'pydantic', 'rich', 'structlog', 'google'} & set(sys.modules)"
+    program = f"import sys, alinfik.server.healthcheck; sys.exit(repr({heavy} or 0))"
+    ended = subprocess.run([sys.executable, "-c", program], check=False, capture_output=True)
+    assert ended.stderr == b"0\n"
+
+
 def test_files_that_do_not_do_are_named(tmp_path, check):
     code, said = check("127.0.0.1:1", "--health-ca", tmp_path / "none.pem")
     assert (code, "none.pem: cannot be read" in said) == (2, True)
     assert "go together" in check("127.0.0.1:1", "--health-key", "k")[1]
+    assert "--listen: an address is HOST:PORT" in check("50051")[1]

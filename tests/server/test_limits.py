@@ -14,7 +14,7 @@ from grpc_health.v1.health_pb2_grpc import HealthStub
 from alinfik.server.app import Running
 from alinfik.server.limits import LIMITS
 from alinfik.server.settings import ServerSettings
-from alinfik.v1 import ListBundlesRequest, Sample, ScoreRequest, ScoreResponse
+from alinfik.v1 import ExplainRequest, ListBundlesRequest, Sample, ScoreRequest, ScoreResponse
 from alinfik.v1.valuation_service_pb2_grpc import ValuationServiceStub
 from tests.server.test_service import detail, failure, fields, served
 
@@ -74,7 +74,7 @@ def test_a_request_of_too_many_samples_or_bytes_is_told_to_split_and_counted(
 def test_a_stream_s_request_of_millions_of_samples_ends_it_with_one_status(
     tiny_bundle: Path,
 ) -> None:
-    """A status for each would be a hundred times as large as the request."""
+    """Parsed it would be forty times as large, and a status for each a hundred times."""
 
     async def main() -> None:
         async with served(tiny_bundle) as (server, stub):
@@ -85,7 +85,7 @@ def test_a_stream_s_request_of_millions_of_samples_ends_it_with_one_status(
             with pytest.raises(grpc.aio.AioRpcError):
                 await stream.read()
             assert await stream.code() is grpc.StatusCode.INVALID_ARGUMENT
-            assert "holds 1000000" in await stream.details()
+            assert "more than 8192 times" in await stream.details()
             assert refused(server, "request_samples") == 1
 
     asyncio.run(main())
@@ -161,6 +161,37 @@ def test_a_stream_too_many_is_refused_until_another_ends(tiny_bundle: Path) -> N
                 else:
                     await first.done_writing()
                     assert await first.code() is grpc.StatusCode.OK
+
+    asyncio.run(main())
+
+
+def test_an_explain_too_many_is_refused(tiny_bundle: Path) -> None:
+    async def main() -> None:
+        async with served(tiny_bundle, max_explains=1) as (server, stub):
+            request = ExplainRequest(samples=[CLIPS] * 64)
+            done = await asyncio.gather(*[succeeds(stub.Explain(request)) for _ in range(3)])
+            assert True in done
+            assert refused(server, "explains") == done.count(False) > 0
+
+    asyncio.run(main())
+
+
+def test_a_connection_of_age_is_left_by_new_calls_and_lasts_for_old_ones(
+    tiny_bundle: Path,
+) -> None:
+    async def main() -> None:
+        async with (
+            served(tiny_bundle, max_connection_seconds=0.1) as (server, _),
+            grpc.aio.insecure_channel(server.grpc) as channel,
+        ):
+            stub = ValuationServiceStub(channel)
+            stream = stub.ScoreStream()
+            await stream.write(REQUEST)
+            await stream.read()
+            await channel.wait_for_state_change(grpc.ChannelConnectivity.READY)
+            await stub.Score(REQUEST)
+            await stream.write(REQUEST)
+            assert (await stream.read()).results
 
     asyncio.run(main())
 

@@ -9,11 +9,11 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from alinfik.server.app import running
+from alinfik.server.batching import Priority
 from alinfik.server.bundle import Bundle, load_bundle
-from alinfik.server.engine import NotRunningError, Priority
-from alinfik.server.errors import InUseError, NotFoundError
+from alinfik.server.engine import NotRunningError
 from alinfik.server.metrics import Metrics
-from alinfik.server.registry import Registry
+from alinfik.server.registry import InUseError, NotFoundError, Registry
 from alinfik.server.settings import ServerSettings
 from alinfik.server.watch import BundleWatch
 from alinfik.v1 import (
@@ -130,6 +130,10 @@ def test_until_a_bundle_is_active_the_server_is_starting(tiny_bundle: Path) -> N
         with pytest.raises(NotRunningError, match="starting"):
             await value(registry)
         assert await value(registry, bundle_id=read_manifest(tiny_bundle).bundle_id)
+        for registry.starting in (False, True):
+            with pytest.raises(NotRunningError, match="starting"):
+                await value(registry, bundle_id="f" * 64)
+            registry.activate(read_manifest(tiny_bundle).bundle_id)
         await registry.stop()
 
     asyncio.run(main())
@@ -296,7 +300,29 @@ def test_a_watched_root_puts_its_newest_bundle_in_service(
             write_tiny_bundle(tmp_path / ".newest-x", seed=4, made="2026-01-03T00:00:00Z")
             await watch.look()
             assert registry.active_id == read_manifest(new).bundle_id
-            assert [one.bundle_id for one in registry.summaries()] == [registry.active_id]
+            newest = write_tiny_bundle(tmp_path / "newest", seed=5, made="2026-01-04T00:00:00Z")
+            await watch.look()
+            # One of before the swap is still there for those who name it, and no more than one.
+            left = [(one.bundle_id, one.active) for one in registry.summaries()]
+            assert left == [(read_manifest(one).bundle_id, one is newest) for one in (new, newest)]
+
+    asyncio.run(main())
+
+
+def test_a_start_serves_the_newest_bundle_and_none_on_the_way(
+    tmp_path: Path, tiny_bundle: Path
+) -> None:
+    newest, _, _ = (
+        write_tiny_bundle(tmp_path / str(day), seed=day, made=f"2026-01-0{day}T00:00:00Z")
+        for day in (3, 2, 1)
+    )
+    flags = HERE | {"bundle_root": tmp_path, "watch_seconds": 60}
+
+    async def main() -> None:
+        async with running(ServerSettings(bundle=tiny_bundle, **flags)) as server:
+            loaded = [(one.bundle_id, one.active) for one in server.bundles.summaries()]
+        served = (tiny_bundle, newest)
+        assert loaded == [(read_manifest(one).bundle_id, one is newest) for one in served]
 
     asyncio.run(main())
 

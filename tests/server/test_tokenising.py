@@ -11,11 +11,16 @@ from prometheus_client import CollectorRegistry
 
 from alinfik.server.batching import Priority
 from alinfik.server.encode import Encoded, Encoder
+from alinfik.server.fault import ModelError
 from alinfik.server.metrics import Metrics
 from alinfik.server.tokenising import Tokenising
 from alinfik.v1 import Sample
 
 _THREADS = 2
+
+
+class Panic(BaseException):
+    """As the tokenizers library raises where its Rust panics."""
 
 
 class Slow:
@@ -31,7 +36,7 @@ class Slow:
             self.runs.append([sample.completion for sample in samples])
         assert self.go.wait(10)
         if any(sample.completion == "broken" for sample in samples):
-            raise ValueError("broken")
+            raise Panic
         return [Encoded(np.array([len(s.completion)]), 0, truncated=False) for s in samples]
 
 
@@ -115,15 +120,30 @@ def test_a_call_that_is_cancelled_in_time_is_not_done(slow: Slow, tokenising: To
     asyncio.run(main())
 
 
-def test_an_error_is_its_run_s_alone(slow: Slow, tokenising: Tokenising) -> None:
+def test_gathers_so_many_bytes_and_no_more(slow: Slow, tokenising: Tokenising) -> None:
     async def main() -> None:
+        busy = await _busy(slow, tokenising)
+        large = [(_texts(f"{n}" * 100_000), Priority.STREAM) for n in range(5)]
+        later = await _called(tokenising, *large)
+        slow.go.set()
+        await asyncio.gather(*busy, *later)
+        assert sorted(map(len, slow.runs[_THREADS:])) == [1, 2, 2]
+
+    asyncio.run(main())
+
+
+def test_an_error_is_its_call_s_alone(slow: Slow, tokenising: Tokenising) -> None:
+    async def main() -> None:
+        busy = await _busy(slow, tokenising)
         fails, fine = await _called(
             tokenising, (_texts("broken"), Priority.STREAM), (_texts("fine"), Priority.STREAM)
         )
         slow.go.set()
-        with pytest.raises(ValueError, match="broken"):
+        with pytest.raises(ModelError):
             await fails
         assert len(await fine) == 1
+        assert ["broken", "fine"] in slow.runs
+        await asyncio.gather(*busy)
         assert len(await tokenising.encode(_texts("next"), Priority.STREAM)) == 1
 
     asyncio.run(main())

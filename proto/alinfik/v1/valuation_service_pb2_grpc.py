@@ -98,7 +98,8 @@ class ValuationServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def GetBundle(self, request, context):
-        """One loaded bundle's manifest. NOT_FOUND where no bundle has that id.
+        """One loaded bundle's manifest. NOT_FOUND where no bundle has that id. `TargetMetrics.providers`
+        is empty unless the caller may call BundleService.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

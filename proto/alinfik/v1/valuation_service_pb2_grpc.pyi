@@ -48,7 +48,9 @@ class ValuationServiceStub:
     ListBundles: _grpc.UnaryUnaryMultiCallable[_valuation_service_pb2.ListBundlesRequest, _valuation_service_pb2.ListBundlesResponse]
     """The loaded bundles."""
     GetBundle: _grpc.UnaryUnaryMultiCallable[_valuation_service_pb2.GetBundleRequest, _valuation_service_pb2.GetBundleResponse]
-    """One loaded bundle's manifest. NOT_FOUND where no bundle has that id."""
+    """One loaded bundle's manifest. NOT_FOUND where no bundle has that id. `TargetMetrics.providers`
+    is empty unless the caller may call BundleService.
+    """
 
 @_typing.type_check_only
 class ValuationServiceAsyncStub(ValuationServiceStub):
@@ -70,7 +72,9 @@ class ValuationServiceAsyncStub(ValuationServiceStub):
     ListBundles: _aio.UnaryUnaryMultiCallable[_valuation_service_pb2.ListBundlesRequest, _valuation_service_pb2.ListBundlesResponse]  # type: ignore[assignment]
     """The loaded bundles."""
     GetBundle: _aio.UnaryUnaryMultiCallable[_valuation_service_pb2.GetBundleRequest, _valuation_service_pb2.GetBundleResponse]  # type: ignore[assignment]
-    """One loaded bundle's manifest. NOT_FOUND where no bundle has that id."""
+    """One loaded bundle's manifest. NOT_FOUND where no bundle has that id. `TargetMetrics.providers`
+    is empty unless the caller may call BundleService.
+    """
 
 class ValuationServiceServicer(metaclass=_abc_1.ABCMeta):
     """Values samples with the bundles that the server has loaded."""
@@ -119,6 +123,8 @@ class ValuationServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _valuation_service_pb2.GetBundleRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_valuation_service_pb2.GetBundleResponse, _abc.Awaitable[_valuation_service_pb2.GetBundleResponse]]:
-        """One loaded bundle's manifest. NOT_FOUND where no bundle has that id."""
+        """One loaded bundle's manifest. NOT_FOUND where no bundle has that id. `TargetMetrics.providers`
+        is empty unless the caller may call BundleService.
+        """
 
 def add_ValuationServiceServicer_to_server(servicer: ValuationServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

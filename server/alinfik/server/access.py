@@ -5,6 +5,7 @@ PERMISSION_DENIED. Knows nothing of what the methods do and of how tokens are ke
 """
 
 from collections.abc import Collection
+from contextvars import ContextVar
 from typing import Literal
 
 import grpc
@@ -41,6 +42,8 @@ _METHODS = {
     for method in service.methods
 }
 _BEARER = "bearer"
+# Of the current call's caller: a call has a task of its own, and so a context.
+_roles: ContextVar[Collection[Role]] = ContextVar("roles", default=())
 
 _log = structlog.get_logger()
 
@@ -79,6 +82,7 @@ class Access(ServerInterceptor):
 
     def _check(self, needed: Role, call: grpc.HandlerCallDetails) -> None:
         if self._tokens is None:
+            _roles.set(self._open_roles)
             if needed not in self._open_roles:
                 raise PermissionDeniedError(
                     "this server has no tokens, so nobody may do this; start it with --tokens "
@@ -96,12 +100,18 @@ class Access(ServerInterceptor):
             )
         # For every line that the log has on this call.
         bind_contextvars(caller=holder.name)
+        _roles.set(holder.roles)
         if needed not in holder.roles:
             raise PermissionDeniedError(
                 f"{holder.name}'s token has not the role {needed}; whoever runs this server can "
                 "add it",
                 needed,
             )
+
+
+def may_administer() -> bool:
+    """Whether the current call is by someone who may call ``BundleService`` too."""
+    return "admin" in _roles.get()
 
 
 def make_access(settings: ServerSettings, calls: Calls) -> Access:
@@ -123,7 +133,14 @@ def check_exposure(settings: ServerSettings) -> None:
     Raises:
         CommandError: --listen is not of this machine alone, and nothing protects it.
     """
-    if settings.tls_certificate or settings.allow_insecure or is_loopback(settings.listen):
+    if settings.allow_insecure or is_loopback(settings.listen):
+        return
+    if settings.open_admin and not settings.tls_client_ca:
+        raise CommandError(
+            f"--listen {settings.listen} with --open-admin lets the whole network switch bundles; "
+            "give --tokens with the role admin in its place, or --tls-client-ca beside it"
+        )
+    if settings.tls_certificate:
         return
     if not settings.tokens:
         raise CommandError(

@@ -1,14 +1,11 @@
-"""HOST:PORT addresses: parsing them, and saying why one cannot be listened on.
+"""HOST:PORT addresses.
 
-Comes in: a setting's text. Goes out: host and port, or an error that names the mend. Knows nothing
-of gRPC and HTTP.
+Comes in: a setting's text. Goes out: host and port, and whose address that is. Knows nothing of
+gRPC and HTTP.
 """
 
-import errno
 import socket
 from ipaddress import ip_address
-
-from alinfik.command import CommandError
 
 _MAX_PORT = 65_535
 
@@ -34,46 +31,14 @@ def join_address(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-def check_listenable(address: str, flag: str) -> None:
-    """Bind and release, since only the operating system can say why an address will not do.
-
-    Raises:
-        CommandError: the address is in use, not of this machine, forbidden, or no name resolves.
-    """
-    host, port = parse_address(address)
-    try:
-        family, kind, protocol, _, where = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-        with socket.socket(family, kind, protocol) as probe:
-            # Else a server that has just ended blocks its own port for a minute.
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(where)
-            probe.listen(1)
-    except socket.gaierror as error:
-        raise CommandError(f"{flag} {address}: no such host ({error.strerror})") from error
-    except OSError as error:
-        raise CommandError(f"{flag} {address}: {_mend(error, flag)}") from error
-
-
 def is_loopback(address: str) -> bool:
     """Whether nobody but this machine can reach ``address``, by all that its host resolves to.
 
     Raises:
-        OSError: no name resolves; see ``check_listenable``.
+        OSError: no name resolves; see ``listenable``.
     """
     host, port = parse_address(address)
     return all(
         ip_address(found[4][0]).is_loopback
         for found in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     )
-
-
-def _mend(error: OSError, flag: str) -> str:
-    if error.errno == errno.EADDRINUSE:
-        return f"another program listens there; stop it, or give {flag} another port (0: any free)"
-    if error.errno == errno.EADDRNOTAVAIL:
-        return "this machine has no such address; 127.0.0.1 and 0.0.0.0 always work"
-    if error.errno == errno.EACCES:
-        return "not permitted; ports under 1024 need privileges, so choose a higher one"
-    return f"cannot listen ({error.strerror})"

@@ -35,6 +35,15 @@ class QueueFull(Exception):  # noqa: N818 - the name that asyncio's and queue's 
         self.retry_after_seconds = retry_after_seconds
 
 
+class OversizedError(Exception):
+    """A call has more tokens than all of the queue; no waiting would mend that."""
+
+    limit: Limit = "queue_tokens"
+
+    def __init__(self, tokens: int, most: int) -> None:
+        super().__init__(f"are {tokens} tokens: at most {most} are taken of one Score, so split it")
+
+
 class Admission:
     """Room for samples and for their tokens, each priority's its own.
 
@@ -69,7 +78,14 @@ class Admission:
         """Take room for tokens, as ``samples`` does for samples, however long they will wait.
 
         To be tokenised they had been let in already.
+
+        Raises:
+            OversizedError: there never is so much, and ``wait`` is false. Whoever waits gets it
+                once nothing else is held, which while there is traffic may be never.
+            QueueFull: there is none, and ``wait`` is false.
         """
+        if not wait and count > (most := self._tokens[priority].limit):
+            raise OversizedError(count, most)
         await self._admit("queue_tokens", self._tokens[priority], count, wait=wait)
 
     def release(self, priority: Priority, *, samples: int, tokens: int) -> None:

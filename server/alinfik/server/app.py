@@ -1,8 +1,8 @@
 """The whole server: brings its parts up in order, and down again.
 
-Comes in: settings. Goes out: a running server, until SIGTERM or SIGINT. Up: bundle verified,
-metrics and gRPC listening, model warm, Kafka. Down: Kafka and gRPC drain side by side, then the
-engines stop.
+Comes in: settings. Goes out: a running server, until SIGTERM or SIGINT. Up: bundles verified,
+metrics and gRPC listening, models warm, the newest bundle in service, Kafka. Down: Kafka and gRPC
+drain side by side, then the engines stop.
 """
 
 import asyncio
@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import structlog
 from prometheus_client import CollectorRegistry, ProcessCollector
 
-from alinfik.server.bundle import load_bundle
+from alinfik.server.bundle import load_bundles
 from alinfik.server.endpoint import serve_metrics
 from alinfik.server.front import Front, NoFront
 from alinfik.server.logs import configure_logs
@@ -75,12 +75,12 @@ async def running(settings: ServerSettings) -> AsyncGenerator[Running, None]:
     Raises:
         CommandError: as ``serve``.
     """
-    bundles = [load_bundle(path) for path in settings.bundle]
-    shadow = load_bundle(settings.shadow) if settings.shadow else None
+    bundles, shadow = load_bundles(settings.bundle, settings.shadow)
     registry = CollectorRegistry()
     metrics = Metrics(registry)
     ProcessCollector(registry=registry)
     loaded = Registry(settings, metrics)
+    loaded.starting = True
     front = Front(settings, loaded, metrics) if settings.listen else NoFront(metrics)
     with serve_metrics(settings.metrics, registry) as metrics_address:
         grpc_address = await front.listen()
@@ -92,6 +92,7 @@ async def running(settings: ServerSettings) -> AsyncGenerator[Running, None]:
                 await loaded.load(shadow)
                 loaded.shadow(shadow.id)
             async with _watching(settings, loaded):
+                loaded.starting = False
                 stop_kafka = _start_kafka(settings, loaded, registry)
                 await front.open()
                 try:
@@ -99,6 +100,7 @@ async def running(settings: ServerSettings) -> AsyncGenerator[Running, None]:
                 finally:
                     seconds = settings.drain_seconds
                     _log.info("draining", drain_seconds=seconds)
+                    await front.retire(settings.drain_delay_seconds)
                     await asyncio.gather(front.close(seconds), stop_kafka(seconds))
         finally:
             await loaded.stop()
@@ -107,11 +109,13 @@ async def running(settings: ServerSettings) -> AsyncGenerator[Running, None]:
 
 @asynccontextmanager
 async def _watching(settings: ServerSettings, loaded: Registry) -> AsyncGenerator[None, None]:
-    """Follow the bundle root meanwhile, if that is asked for."""
+    """Follow the bundle root meanwhile, if that is asked for; its newest bundle comes first."""
     if not settings.watch_seconds or settings.bundle_root is None:
         yield
         return
     watch = BundleWatch(loaded, settings.bundle_root, settings.watch_seconds)
+    # Before anything is valued: the bundles of the command line are as old as the command.
+    await watch.look()
     watching = asyncio.create_task(watch.run())
     try:
         yield

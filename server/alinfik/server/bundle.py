@@ -6,6 +6,7 @@ nothing of ONNX or tokenizers: what is in the files is for others to read.
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -101,6 +102,22 @@ def load_bundle(path: Path) -> Bundle:
     for fault in _contradictions(manifest):
         raise BundleError(f"{path / MANIFEST}: {fault}; {_WRITE_AGAIN}")
     return Bundle(path, manifest)
+
+
+def load_bundles(paths: Sequence[Path], shadow: Path | None) -> tuple[list[Bundle], Bundle | None]:
+    """The bundles in ``paths``, and the one that is to be compared with the first of them.
+
+    Raises:
+        BundleError: as ``load_bundle``; or the two are the same.
+    """
+    bundles = [load_bundle(path) for path in paths]
+    compared = load_bundle(shadow) if shadow else None
+    if compared and compared.id == bundles[0].id:
+        raise BundleError(
+            f"--shadow {shadow} is the first --bundle itself, with which it would be compared; "
+            "give another one, or leave it out"
+        )
+    return bundles, compared
 
 
 def bundle_id(manifest: str) -> str:

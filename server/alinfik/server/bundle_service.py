@@ -13,8 +13,8 @@ from grpc.aio import ServicerContext
 
 from alinfik.server.bundle import Bundle, BundleError, load_bundle
 from alinfik.server.calls import Calls
-from alinfik.server.errors import InUseError, InvalidRequestError
-from alinfik.server.registry import Registry
+from alinfik.server.errors import InvalidRequestError
+from alinfik.server.registry import InUseError, Registry
 from alinfik.v1 import (
     ActivateBundleRequest,
     ActivateBundleResponse,

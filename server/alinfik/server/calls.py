@@ -30,7 +30,14 @@ _MAX_REQUEST_ID = 128
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any] | None"
 Continuation: TypeAlias = "Callable[[grpc.HandlerCallDetails], Awaitable[Handler]]"
 
+_OURS = "/alinfik."
+
 _log = structlog.get_logger()
+
+
+def method_of_ours(path: str) -> str | None:
+    """``Score``, of ``/alinfik.v1.ValuationService/Score``; None of what is not of our services."""
+    return path.rpartition("/")[2] if path.startswith(_OURS) else None
 
 
 class Calls:

@@ -9,10 +9,10 @@ from typing import TypedDict
 from prometheus_client import CollectorRegistry
 
 from alinfik.server.access import check_exposure
-from alinfik.server.address import check_listenable
-from alinfik.server.bundle import Bundle, load_bundle
+from alinfik.server.bundle import Bundle, load_bundles
 from alinfik.server.engine import Engine
 from alinfik.server.kafka_security import connection
+from alinfik.server.listenable import check_listenable
 from alinfik.server.metrics import Metrics
 from alinfik.server.settings import ServerSettings
 from alinfik.server.tls import server_credentials
@@ -54,9 +54,9 @@ async def check(settings: ServerSettings) -> Found:
     credentials = server_credentials(settings)
     connection(settings)
     tokens = read_tokens(settings.tokens) if settings.tokens else None
-    paths = [*settings.bundle, *([settings.shadow] if settings.shadow else [])]
+    bundles, shadow = load_bundles(settings.bundle, settings.shadow)
     return Found(
-        bundles=[await _try(load_bundle(path), settings) for path in paths],
+        bundles=[await _try(one, settings) for one in (*bundles, shadow) if one],
         tls="none" if not credentials else "mutual" if settings.tls_client_ca else "server",
         tokens=None if tokens is None else len(tokens),
     )

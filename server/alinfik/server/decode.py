@@ -1,7 +1,7 @@
 """Turns messages that are none into INVALID_ARGUMENT; grpc's own word for them is UNKNOWN.
 
-Comes in: every call of ours. Goes out: the call, its bytes parsed where its status is made. Knows
-nothing of what the messages say.
+Comes in: every call of ours. Goes out: the call, its bytes parsed where its status is made, once it
+is known that this does not multiply them. Knows nothing of what the messages say.
 """
 
 from collections.abc import AsyncIterator, Callable
@@ -11,10 +11,9 @@ import grpc
 from google.protobuf.message import DecodeError
 from grpc.aio import ServerInterceptor, ServicerContext
 
-from alinfik.server.calls import Calls, Continuation, Handler
+from alinfik.server.calls import Calls, Continuation, Handler, method_of_ours
 from alinfik.server.errors import InvalidRequestError
-
-_OURS = "/alinfik."
+from alinfik.server.limits import Limits
 
 
 class Decode(ServerInterceptor):
@@ -22,10 +21,12 @@ class Decode(ServerInterceptor):
 
     Args:
         calls: ends the calls whose request is no message.
+        limits: says which messages are not to be parsed.
     """
 
-    def __init__(self, calls: Calls) -> None:
+    def __init__(self, calls: Calls, limits: Limits) -> None:
         self._calls = calls
+        self._limits = limits
 
     async def intercept_service(
         self,
@@ -34,10 +35,15 @@ class Decode(ServerInterceptor):
     ) -> Handler:
         """Hand the call on, as one of bytes."""
         handler = await continuation(handler_call_details)
-        method = handler_call_details.method
-        if handler is None or handler.request_deserializer is None or not method.startswith(_OURS):
+        method = method_of_ours(handler_call_details.method)
+        if handler is None or handler.request_deserializer is None or method is None:
             return handler
-        parse, serialise = handler.request_deserializer, handler.response_serializer
+        deserialise, serialise = handler.request_deserializer, handler.response_serializer
+
+        def parse(request: bytes) -> Any:
+            self._limits.check_message(request)
+            return deserialise(request)
+
         # grpc's types are those of its blocking half.
         inner: Any = handler
         if inner.request_streaming:
@@ -53,7 +59,7 @@ class Decode(ServerInterceptor):
             try:
                 message = _parse(request, parse)
             except InvalidRequestError as error:
-                async with self._calls.call(method.rpartition("/")[2], context):
+                async with self._calls.call(method, context):
                     raise error from None
             else:
                 return await inner.unary_unary(message, context)

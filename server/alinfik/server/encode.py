@@ -5,7 +5,7 @@ each token stands. Knows nothing of queues and models.
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -19,6 +19,9 @@ from alinfik.v1 import Sample
 # One call tokenises a whole request on all cores. Said aloud, since the library's own default is to
 # fall back to one core, with a warning, in a process that has forked.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+
+# Of text that is tokenised at a time. Until it is cut, a byte may take some 400 in memory.
+_PIECE_BYTES = 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +78,14 @@ class Encoder:
         self._room = encoding.token_limit - len(self._prefix)
 
     def encode(self, samples: Sequence[Sample]) -> list[Encoded]:
-        """Encode a batch; thread-safe, and the GIL is released while texts are tokenised."""
+        """Encode a batch; thread-safe, and the GIL is released while texts are tokenised.
+
+        Rows are cut as soon as a MiB of text is tokenised, so that tokens past the limit are not
+        held for all of a large batch.
+        """
+        return [row for some in _pieces(samples) for row in self._encode(some)]
+
+    def _encode(self, samples: Sequence[Sample]) -> list[Encoded]:
         # Plain replacement: braces in a text are text, which str.format would read as fields.
         texts = [self._completion_template.replace("{completion}", s.completion) for s in samples]
         texts += [self._prompt_template.replace("{prompt}", s.prompt) for s in samples if s.prompt]
@@ -125,6 +135,17 @@ class Encoder:
             return slice(0, prompt), slice(0, completion)
         of_prompt = min(prompt, max(room // 2, room - completion))
         return slice(prompt - of_prompt, prompt), slice(0, min(completion, room - of_prompt))
+
+
+def _pieces(samples: Sequence[Sample]) -> Iterator[Sequence[Sample]]:
+    """The samples in their order, some at a time: one, or so many as are no more than a MiB."""
+    begin = size = 0
+    for place, sample in enumerate(samples):
+        size += sample.ByteSize()
+        if size > _PIECE_BYTES and place > begin:
+            yield samples[begin:place]
+            begin, size = place, sample.ByteSize()
+    yield samples[begin:]
 
 
 def _place(field: Field, span: tuple[int, int], before: int, text: str) -> Place:

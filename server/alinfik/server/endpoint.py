@@ -8,7 +8,8 @@ from contextlib import contextmanager
 
 from prometheus_client import CollectorRegistry, disable_created_metrics, start_http_server
 
-from alinfik.server.address import check_listenable, join_address, parse_address
+from alinfik.server.address import join_address, parse_address
+from alinfik.server.listenable import check_listenable
 
 
 @contextmanager

@@ -9,41 +9,28 @@ Knows nothing of gRPC and Kafka.
 
 import asyncio
 import time
-import uuid
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from typing import NamedTuple, Self
 
-import structlog
-
-from alinfik.server.admission import Admission, QueueFull
+from alinfik.server.admission import Admission, OversizedError, QueueFull
 from alinfik.server.batching import BatchQueue, Priority
 from alinfik.server.bundle import Bundle, BundleError
 from alinfik.server.cache import Cache, content_key
 from alinfik.server.call import Call, Job, Outcome
 from alinfik.server.encode import Encoder
 from alinfik.server.explainer import Explainer
+from alinfik.server.fault import model_error
 from alinfik.server.metrics import Metrics
 from alinfik.server.rejection import Rejection, rejections
 from alinfik.server.settings import ServerSettings
-from alinfik.server.tally import Source, Tally
+from alinfik.server.tally import Source, Tally, Unvalued
 from alinfik.server.tokenising import Tokenising
 from alinfik.server.tracing import stage_spans
 from alinfik.server.valuation import Valuer
 from alinfik.server.warmup import Warm, warm_up
 from alinfik.v1 import Sample, Timing, Valuation
-
-__all__ = [
-    "Engine",
-    "ModelError",
-    "NotRunningError",
-    "Outcome",
-    "Priority",
-    "QueueFull",
-    "Rejection",
-    "Scored",
-]
 
 # Texts of every day, which each bundle must be able to value before it takes others.
 _PROBES = (
@@ -52,19 +39,9 @@ _PROBES = (
     Sample(prompt="Add two numbers.", completion="def add(a, b):\n    return a + b"),
 )
 
-_log = structlog.get_logger()
-
 
 class NotRunningError(Exception):
     """The engine takes no samples: it has not started, or it has stopped."""
-
-
-class ModelError(Exception):
-    """The model failed; the log has the traceback under ``error_id``."""
-
-    def __init__(self, error_id: str) -> None:
-        super().__init__(f"the model failed; the server's log says why under error id {error_id}")
-        self.error_id = error_id
 
 
 class Scored(NamedTuple):
@@ -152,7 +129,7 @@ class Engine:
         try:
             await loop.run_in_executor(self._running, self._probe)
         except Exception as error:
-            raise _logged(error, len(_PROBES)) from error
+            raise model_error("model", error, len(_PROBES)) from error
 
     async def stop(self) -> None:
         """Refuse what is queued and what comes, and wait for the batches that are in the model."""
@@ -191,23 +168,32 @@ class Engine:
 
         Raises:
             QueueFull: there is no room, and ``wait`` is false.
+            OversizedError: there never is for so many tokens, and ``wait`` is false.
             TimeoutError: the deadline passed. What had not reached the model never will; so it is
                 when the call is cancelled.
-            ModelError: the model failed.
+            ModelError: the model or the tokenizer failed on one of them.
             NotRunningError: the engine is not running.
         """
         if not self._workers:
             raise NotRunningError("the engine is not running")
         call = Call(samples)
+        unvalued: Unvalued = "failed"
         try:
             if unknown := self._settle_known(call, samples):
                 async with asyncio.timeout_at(deadline):
                     await self._value(call, samples, unknown, priority, wait)
-        except QueueFull as error:
+        except (QueueFull, OversizedError) as error:
             self._tally.refused(source, error.limit)
+            unvalued = "refused"
+            raise
+        except NotRunningError:
+            unvalued = "refused"
+            raise
+        except (TimeoutError, asyncio.CancelledError):
+            unvalued = "dropped"
             raise
         finally:
-            self._tally.outcomes(source, call.outcomes, call.clock.shared)
+            self._tally.outcomes(source, call.outcomes, call.clock.shared, unvalued)
             # Nobody waits for a shadow, whoever's samples it values.
             if source != "shadow":
                 stage_spans(call.clock, len(samples))
@@ -308,7 +294,6 @@ class Engine:
 
     async def _work(self) -> None:
         """Run batches until the engine stops."""
-        loop = asyncio.get_running_loop()
         while True:
             await self._queued.wait()
             if self._stopping:
@@ -323,19 +308,28 @@ class Engine:
                 job.in_model = True
                 for call, _ in job.waiters:
                     call.clock.taken = taken
-            try:
-                with self._metrics.workers_busy.track_inprogress():
-                    outcomes, seconds = await loop.run_in_executor(self._running, self._run, batch)
-            except Exception as error:  # noqa: BLE001 - the callers hear and the worker lives
-                self._forget(batch)
-                _fail(batch, _logged(error, len(batch)))
-            else:
-                self._forget(batch)
-                self._learn_speed(batch, seconds)
-                for job, outcome in zip(batch, outcomes, strict=True):
-                    if isinstance(outcome, Valuation):
-                        self._cache.put(job.key, outcome)
-                    job.settle(outcome)
+            with self._metrics.workers_busy.track_inprogress():
+                await self._value_batch(batch)
+
+    async def _value_batch(self, batch: Sequence[Job]) -> None:
+        """Run a batch; one that fails, text by text, so that none takes strangers along."""
+        loop = asyncio.get_running_loop()
+        try:
+            outcomes, seconds = await loop.run_in_executor(self._running, self._run, batch)
+        except Exception as error:  # noqa: BLE001 - the callers hear and the worker lives
+            if len(batch) > 1:
+                for job in batch:
+                    await self._value_batch([job])
+                return
+            self._forget(batch)
+            _fail(batch, model_error("model", error, len(batch)))
+        else:
+            self._forget(batch)
+            self._learn_speed(batch, seconds)
+            for job, outcome in zip(batch, outcomes, strict=True):
+                if isinstance(outcome, Valuation):
+                    self._cache.put(job.key, outcome)
+                job.settle(outcome)
 
     def _forget(self, batch: Sequence[Job]) -> None:
         for job in batch:
@@ -355,13 +349,6 @@ class Engine:
         ended = time.monotonic()
         self._tally.batch(batch, begun, ended)
         return self._valuer.valuations(rows, output), ended - begun
-
-
-def _logged(error: Exception, samples: int) -> ModelError:
-    """What callers may know of a fault of the model; the log has the rest."""
-    error_id = uuid.uuid4().hex[:12]
-    _log.error("the model failed", error_id=error_id, samples=samples, exc_info=error)
-    return ModelError(error_id)
 
 
 def _fail(jobs: Iterable[Job], error: Exception) -> None:

@@ -4,6 +4,7 @@ Comes in: an exception, or what is wrong with a sample. Goes out: a ``google.rpc
 details, which ends a call or stands in one sample's ``ScoreResult.error``. Never a stack trace.
 
     InvalidRequestError, Rejection   INVALID_ARGUMENT    BadRequest: the bad fields
+    OversizedError                   INVALID_ARGUMENT    BadRequest: the samples
     NotFoundError                    NOT_FOUND           ResourceInfo
     NotExplainableError, InUseError  FAILED_PRECONDITION PreconditionFailure
     QueueFull, LimitError            RESOURCE_EXHAUSTED  RetryInfo
@@ -41,8 +42,11 @@ from google.rpc.error_details_pb2 import (
 )
 from google.rpc.status_pb2 import Status
 
-from alinfik.server.engine import ModelError, NotRunningError, QueueFull
+from alinfik.server.admission import OversizedError, QueueFull
+from alinfik.server.engine import NotRunningError
 from alinfik.server.explainer import NotExplainableError
+from alinfik.server.fault import ModelError
+from alinfik.server.registry import InUseError, NotFoundError
 
 # Long enough for a warm-up, for another replica to take over, or for some call to end; short enough
 # not to be noticed.
@@ -53,8 +57,6 @@ _DOMAIN = "alinfik.v1"
 # clients take 8 KiB, or answer with a status of their own that says nothing of all this.
 _TOLD = 3
 _DETAILED = 40
-# Characters of what a caller sent that are said back; a bundle's id has 64.
-_ECHOED = 64
 
 # A field's path, ``samples[3].completion``, and what is wrong with it.
 Violation = tuple[str, str]
@@ -68,21 +70,6 @@ class InvalidRequestError(Exception):
     def __init__(self, violations: Sequence[Violation]) -> None:
         super().__init__("invalid request")
         self.violations = violations
-
-
-class NotFoundError(Exception):
-    """A request names a ``kind`` of thing (``bundle``, ``target``) that is not there."""
-
-    def __init__(self, kind: str, name: str, known: Sequence[str]) -> None:
-        if len(name) > _ECHOED:
-            name = f"{name[:_ECHOED]}…"
-        super().__init__(f"no {kind} {name!r}; there is {', '.join(known)}")
-        self.kind = kind
-        self.name = name
-
-
-class InUseError(Exception):
-    """What is asked for cannot be while something is as it is; the message says what."""
 
 
 class LimitError(Exception):
@@ -106,6 +93,8 @@ def status_of(error: Exception) -> Status:
     match error:
         case InvalidRequestError():
             return invalid(error.violations)
+        case OversizedError():
+            return invalid([("samples", str(error))])
         case NotFoundError():
             info = ResourceInfo(resource_type=error.kind, resource_name=error.name)
             return _status(NOT_FOUND, str(error), info)

@@ -18,11 +18,12 @@ from grpc_reflection.v1alpha import reflection
 
 from alinfik.command import CommandError
 from alinfik.server.access import check_exposure, make_access
-from alinfik.server.address import check_listenable, join_address, parse_address
+from alinfik.server.address import join_address, parse_address
 from alinfik.server.bundle_service import BundleService
 from alinfik.server.calls import Calls
 from alinfik.server.decode import Decode
 from alinfik.server.limits import Limits
+from alinfik.server.listenable import check_listenable
 from alinfik.server.metrics import Metrics
 from alinfik.server.registry import Registry
 from alinfik.server.service import ValuationService
@@ -75,9 +76,10 @@ class Front:
         self._health: Any = cast("Any", health).aio.HealthServicer()
         self._server = grpc.aio.server(
             # In this order: who may not call takes no room, and what finds none is not parsed.
-            interceptors=[make_access(settings, self._calls), limits, Decode(self._calls)],
+            interceptors=[make_access(settings, self._calls), limits, Decode(self._calls, limits)],
             options=[
                 *_CONNECTION,
+                ("grpc.max_connection_age_ms", int(settings.max_connection_seconds * 1000)),
                 # gRPC's default lets a second server share the port in silence.
                 ("grpc.so_reuseport", 0),
                 ("grpc.max_receive_message_length", settings.max_message_bytes),
@@ -121,6 +123,12 @@ class Front:
         """Say that the registry has an active bundle."""
         await self._say(HealthCheckResponse.SERVING)
 
+    async def retire(self, seconds: float) -> None:
+        """Say for ``seconds`` that the server will take no more, while it still does."""
+        self._ready.set(0)
+        await self._health.enter_graceful_shutdown()
+        await asyncio.sleep(seconds)
+
     async def close(self, seconds: float) -> None:
         """Take no more, give calls in flight ``seconds`` to end, then cut them off."""
         self._ready.set(0)
@@ -154,6 +162,10 @@ class NoFront:
     async def open(self) -> None:
         """Say that the registry has an active bundle."""
         self._ready.set(1)
+
+    async def retire(self, seconds: float) -> None:  # noqa: ARG002 - nobody sends anything
+        """Say that the server takes no more."""
+        self._ready.set(0)
 
     async def close(self, seconds: float) -> None:  # noqa: ARG002 - nothing is in flight
         """Say that the server takes no more."""

@@ -12,10 +12,14 @@ from itertools import chain
 
 import structlog
 
-from alinfik.server.engine import ModelError, NotRunningError, Outcome, Priority, Rejection
+from alinfik.server.batching import Priority
+from alinfik.server.call import Outcome
+from alinfik.server.engine import NotRunningError
+from alinfik.server.fault import ModelError
 from alinfik.server.kafka_messages import Finished, NotScored, Score, Scored
 from alinfik.server.records import DeadLetter
 from alinfik.server.registry import Registry
+from alinfik.server.rejection import Rejection
 from alinfik.server.settings import ServerSettings
 from alinfik.server.tracing import BatchSpan, batch_span, part_span, traced
 from alinfik.v1 import Sample, Valuation

@@ -11,10 +11,11 @@ import grpc
 from grpc.aio import ServerInterceptor
 
 from alinfik.server.bound import Bound
-from alinfik.server.calls import Calls, Continuation, Handler
+from alinfik.server.calls import Calls, Continuation, Handler, method_of_ours
 from alinfik.server.errors import InvalidRequestError, LimitError
 from alinfik.server.metrics import Metrics
 from alinfik.server.settings import ServerSettings
+from alinfik.server.wire import repeats_more
 from alinfik.v1 import ExplainRequest, ScoreRequest
 
 # The settings that bound something, by the name that metrics call them.
@@ -25,6 +26,7 @@ LIMITS = {
     "message_bytes": "max_message_bytes",
     "calls": "max_calls",
     "streams": "max_streams",
+    "explains": "max_explains",
     "stream_samples": "stream_samples",
     "queue_samples": "queue_samples",
     "queue_tokens": "queue_tokens",
@@ -38,12 +40,15 @@ _REFUSING = (
     "request_bytes",
     "calls",
     "streams",
+    "explains",
     "queue_samples",
     "queue_tokens",
     "queue_seconds",
 )
 
-_OURS = "/alinfik."
+# A stream's request of too many samples has each of them told. One of so many times too many is
+# not even parsed.
+_TOLD_TIMES = 8
 
 
 class Limits(ServerInterceptor):
@@ -61,6 +66,7 @@ class Limits(ServerInterceptor):
         self._most_bytes = settings.max_request_bytes
         self._open_calls = Bound(settings.max_calls)
         self._open_streams = Bound(settings.max_streams)
+        self._open_explains = Bound(settings.max_explains)
         self._refused = metrics.refused
         self._calls = calls
         for limit, setting in LIMITS.items():
@@ -68,6 +74,18 @@ class Limits(ServerInterceptor):
         for limit in _REFUSING:
             # A series from the start: a rate needs a value before the first refusal.
             self._refused.labels(limit)
+
+    def check_message(self, message: bytes) -> None:
+        """Refuse a message that would be many times its size once it is parsed.
+
+        Raises:
+            InvalidRequestError: it is one of these.
+        """
+        if repeats_more(message, most := _TOLD_TIMES * self._most_samples):
+            self._refused.labels("request_samples").inc()
+            problem = f"repeats a field more than {most} times"
+            mend = f"at most {self._most_samples} samples are taken, so split it"
+            raise InvalidRequestError([("request", f"{problem}: {mend}")])
 
     def check_request(self, request: ScoreRequest | ExplainRequest) -> None:
         """Refuse a request without samples, or with more samples or bytes than are taken.
@@ -96,19 +114,21 @@ class Limits(ServerInterceptor):
     ) -> Handler:
         """Hand the call on where there is room for it, which it keeps to its end."""
         handler = await continuation(handler_call_details)
-        method = handler_call_details.method
+        method = method_of_ours(handler_call_details.method)
         task = asyncio.current_task()
-        if handler is None or task is None or not method.startswith(_OURS):
+        if handler is None or task is None or method is None:
             return handler
         bounds = [("calls", self._open_calls)]
         if handler.request_streaming:
             bounds.append(("streams", self._open_streams))
+        if method == "Explain":
+            bounds.append(("explains", self._open_explains))
         with ExitStack() as taken:
             for limit, bound in bounds:
                 if not bound.try_acquire(1):
                     self._refused.labels(limit).inc()
                     message = f"{bound.limit} {limit} are under way, as many as are taken at once"
-                    return self._calls.refusal(method.rpartition("/")[2], LimitError(message))
+                    return self._calls.refusal(method, LimitError(message))
                 taken.callback(bound.release, 1)
             kept = taken.pop_all()
         # The task is the call's own. Its end is the one thing that is sure to come: a client that

@@ -56,8 +56,9 @@ class Metrics:
         # Engine
         self.samples = Counter(
             "alinfik_samples",
-            "Samples by front door (grpc, kafka) and outcome (valued, rejected, failed). One from "
-            "Kafka that failed is tried again, and counted again.",
+            "Samples by front door (grpc, kafka) and outcome: valued; rejected, the sample's "
+            "fault; refused, no room; dropped, the deadline passed or the caller left; failed, "
+            "the server's fault. One from Kafka that is not valued is tried and counted again.",
             ["source", "outcome"],
             registry=registry,
         )
@@ -81,7 +82,7 @@ class Metrics:
         )
         self.tokenise_seconds = Histogram(
             "alinfik_tokenise_seconds",
-            "Time to tokenise one request's samples.",
+            "Time of one run of the tokenizer, over all the calls that were gathered for it.",
             buckets=_SECONDS,
             registry=registry,
         )

@@ -36,8 +36,8 @@ async def in_order(
         closing: once set, no more is read.
 
     Raises:
-        ClosedError: ``closing`` was set before the requests had ended; all that were read are
-            answered.
+        ClosedError: ``closing`` was set before the requests had ended. All that were read are
+            answered, but for one that was still waiting for room.
     """
     answers: asyncio.Queue[tuple[asyncio.Future[Answer], int] | None] = asyncio.Queue()
 

@@ -15,16 +15,32 @@ import structlog
 from alinfik.server.batching import Priority
 from alinfik.server.bundle import Bundle
 from alinfik.server.engine import Engine, NotRunningError, Scored
-from alinfik.server.errors import InUseError, NotFoundError
 from alinfik.server.metrics import Metrics
 from alinfik.server.settings import ServerSettings
 from alinfik.server.shadow import Shadow
 from alinfik.server.tally import Source
 from alinfik.v1 import BundleSummary, Explanation, Sample
 
+# Characters of what a caller sent that are said back; a bundle's id has 64.
+_ECHOED = 64
 _IS_ACTIVE = "bundle {} is the active one; activate another one first"
 
 _log = structlog.get_logger()
+
+
+class NotFoundError(Exception):
+    """A request names a ``kind`` of thing (``bundle``, ``target``) that is not there."""
+
+    def __init__(self, kind: str, name: str, known: Sequence[str]) -> None:
+        if len(name) > _ECHOED:
+            name = f"{name[:_ECHOED]}…"
+        super().__init__(f"no {kind} {name!r}; there is {', '.join(known)}")
+        self.kind = kind
+        self.name = name
+
+
+class InUseError(Exception):
+    """What is asked for cannot be while something is as it is; the message says what."""
 
 
 @dataclass
@@ -50,6 +66,8 @@ class Registry:
     def __init__(self, settings: ServerSettings, metrics: Metrics) -> None:
         self._settings = settings
         self._metrics = metrics
+        self.starting = False
+        """Whether bundles are still to come, so that one which is missing may yet be among them."""
         self._loaded: dict[str, _Loaded] = {}
         self._active = ""
         self._shadow: Shadow | None = None
@@ -157,7 +175,7 @@ class Registry:
 
         Raises:
             NotFoundError: the bundle is not loaded.
-            NotRunningError: none is named, and none is active yet.
+            NotRunningError: it is not, and the server is still starting.
         """
         loaded = self._find(bundle_id or self._active)
         loaded.calls += 1
@@ -253,11 +271,11 @@ class Registry:
         ]
 
     def _find(self, bundle_id: str) -> _Loaded:
-        if not (self._loaded and (bundle_id or self._active)):
-            raise NotRunningError("no bundle is ready yet; the server is starting")
-        if (loaded := self._loaded.get(bundle_id)) is None:
-            raise NotFoundError("bundle", bundle_id, list(self._loaded))
-        return loaded
+        if loaded := self._loaded.get(bundle_id):
+            return loaded
+        if self.starting or not self._active:
+            raise NotRunningError("the bundle is not ready yet; the server is starting")
+        raise NotFoundError("bundle", bundle_id, list(self._loaded))
 
     def _show(self) -> None:
         self._metrics.bundle.clear()

@@ -15,9 +15,11 @@ from typing import Any, cast
 from google.rpc.code_pb2 import Code
 from grpc.aio import ServicerContext
 
+from alinfik.server.access import may_administer
+from alinfik.server.batching import Priority
 from alinfik.server.bound import Bound
 from alinfik.server.calls import Calls
-from alinfik.server.engine import NotRunningError, Priority
+from alinfik.server.engine import NotRunningError
 from alinfik.server.errors import InvalidRequestError, status_of
 from alinfik.server.limits import Limits
 from alinfik.server.metrics import Metrics
@@ -132,12 +134,16 @@ class ValuationService(ValuationServiceServicer):
         request: GetBundleRequest,
         context: ServicerContext[GetBundleRequest, GetBundleResponse],
     ) -> GetBundleResponse:
-        """One bundle's manifest."""
+        """One bundle's manifest; providers' figures are for administrators alone."""
         async with self._calls.call("GetBundle", context):
             with self._registry.use(request.bundle_id) as engine:
                 bundle = engine.bundle
             active = bundle.id == self._registry.active_id
-            return GetBundleResponse(bundle=bundle.manifest, active=active)
+            found = GetBundleResponse(bundle=bundle.manifest, active=active)
+            if not may_administer():
+                for target in found.bundle.metrics.targets:
+                    target.ClearField("providers")
+            return found
 
     async def _answer(self, request: ScoreRequest) -> ScoreResponse:
         """One request of a stream. What would fail a call is said of each of its samples."""

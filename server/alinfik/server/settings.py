@@ -6,12 +6,8 @@ by every other module. Knows nothing of what the settings do.
 
 from pathlib import Path
 from typing import Annotated, Literal, Self
-from urllib.parse import urlsplit
 
-from annotated_types import MinLen
 from pydantic import (
-    AfterValidator,
-    BeforeValidator,
     Field,
     NonNegativeFloat,
     NonNegativeInt,
@@ -19,40 +15,13 @@ from pydantic import (
     PositiveInt,
     model_validator,
 )
-from pydantic_settings import BaseSettings, CliImplicitFlag, NoDecode, SettingsConfigDict
+from pydantic_settings import BaseSettings, CliImplicitFlag, SettingsConfigDict
 
-from alinfik.server.address import parse_address
 from alinfik.server.bundle import Precision
 from alinfik.server.device import Device
-
-
-def _paths(value: object) -> object:
-    """A list of paths, also from one path, or from several with commas between."""
-    if isinstance(value, str):
-        return value.split(",")
-    return [value] if isinstance(value, Path) else value
-
-
-def _address(text: str) -> str:
-    parse_address(text)
-    return text
-
-
-def _collector(url: str) -> str:
-    if url:
-        parts = urlsplit(url)
-        if parts.scheme not in {"http", "https"} or parts.path.strip("/"):
-            raise ValueError(
-                "a collector is http://HOST:PORT, or https://HOST:PORT, of its OTLP over gRPC"
-            )
-        parse_address(parts.netloc)
-    return url
-
+from alinfik.server.setting_types import Address, AddressOrNone, Collector, Paths
 
 OffsetReset = Literal["earliest", "latest", "fail"]
-
-Address = Annotated[str, AfterValidator(_address)]
-AddressOrNone = Annotated[str, AfterValidator(lambda text: text and _address(text))]
 
 
 class ServerSettings(BaseSettings):
@@ -69,7 +38,7 @@ class ServerSettings(BaseSettings):
         cli_hide_none_type=True,
     )
 
-    bundle: Annotated[list[Path], NoDecode, BeforeValidator(_paths), MinLen(1)] = Field(
+    bundle: Paths = Field(
         description="Directory that `alinfik-distill train` wrote: the proxy to serve. Repeatable, "
         "or with commas between: the first one values requests that name no bundle."
     )
@@ -85,7 +54,8 @@ class ServerSettings(BaseSettings):
     watch_seconds: NonNegativeFloat = Field(
         0.0,
         description="Look under --bundle-root this often, and serve the newest bundle there in "
-        "place of the first one; 0 is never. Set it where bundles are delivered as files.",
+        "place of the first one; the one before it stays loaded, for callers that name it. 0 is "
+        "never. Set it where bundles are delivered as files.",
     )
 
     listen: AddressOrNone = Field(
@@ -120,7 +90,7 @@ class ServerSettings(BaseSettings):
     open_admin: CliImplicitFlag[bool] = Field(
         False,
         description="Let anyone who reaches the port load and switch bundles, where there are no "
-        "--tokens. For a machine of one's own.",
+        "--tokens. For a machine of one's own, or with --tls-client-ca.",
     )
     allow_insecure: CliImplicitFlag[bool] = Field(
         False,
@@ -239,8 +209,10 @@ class ServerSettings(BaseSettings):
         "full, Score fails with RESOURCE_EXHAUSTED and streams wait. Lower it to shorten the wait.",
     )
     queue_tokens: PositiveInt = Field(
-        262_144,
-        description="Most tokens that wait, for interactive calls and for streams each.",
+        524_288,
+        description="Most tokens that wait, for interactive calls and for streams each. A Score "
+        "that has more by itself is told to split: raise it together with "
+        "--max-samples-per-request, for bundles of long texts.",
     )
 
     queue_seconds: PositiveFloat = Field(
@@ -272,16 +244,27 @@ class ServerSettings(BaseSettings):
     max_calls: PositiveInt = Field(
         2048,
         description="Most calls under way at once, streams among them; further ones fail with "
-        "RESOURCE_EXHAUSTED. Times --max-message-bytes, and for streams twice that, it bounds the "
-        "memory that requests take.",
+        "RESOURCE_EXHAUSTED. Times twice --max-message-bytes, for bytes and what is parsed of "
+        "them, and for streams twice that, it bounds the memory that requests take.",
     )
     max_streams: PositiveInt = Field(
         1024,
         description="Most ScoreStreams open at once; further ones fail with RESOURCE_EXHAUSTED. "
         "Each holds up to --stream-samples, or --max-request-bytes.",
     )
+    max_explains: PositiveInt = Field(
+        16,
+        description="Most Explains under way at once, which one thread a bundle answers by turns; "
+        "further ones fail with RESOURCE_EXHAUSTED.",
+    )
     max_explained_samples: PositiveInt = Field(
         64, description="Most samples of one Explain, which takes them one by one."
+    )
+    max_connection_seconds: PositiveFloat = Field(
+        1800.0,
+        description="Age at which a client is asked to connect anew, a tenth more or less, so that "
+        "a replica that was added gets its share. What is under way on the old connection ends "
+        "there, however long it takes. Lower it where replicas come and go.",
     )
     stream_samples: PositiveInt = Field(
         512,
@@ -290,7 +273,12 @@ class ServerSettings(BaseSettings):
         "stream should fill a large GPU.",
     )
 
-    drain_seconds: Annotated[float, Field(ge=0)] = Field(
+    drain_delay_seconds: NonNegativeFloat = Field(
+        0.0,
+        description="Time after SIGTERM in which the server says NOT_SERVING and takes requests "
+        "still. Set it to what a load balancer needs to send them elsewhere: 5 s in Kubernetes.",
+    )
+    drain_seconds: NonNegativeFloat = Field(
         20.0,
         description="Time for work in flight to end after SIGTERM. Keep it under the time that the "
         "supervisor waits before it kills (30 s in Kubernetes).",
@@ -298,7 +286,7 @@ class ServerSettings(BaseSettings):
     log_format: Literal["auto", "console", "json"] = Field(
         "auto", description="Form of log lines; auto is console on a terminal and json elsewhere."
     )
-    traces: Annotated[str, AfterValidator(_collector)] = Field(
+    traces: Collector = Field(
         "",
         description="URL of an OpenTelemetry collector that takes OTLP over gRPC, such as "
         "http://127.0.0.1:4317; https encrypts. Empty: no traces. Needs 'alinfik[traces]'.",

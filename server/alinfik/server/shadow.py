@@ -7,15 +7,13 @@ apart. Never in the way: it takes its turn after all others, and drops what it h
 import asyncio
 from collections.abc import Sequence
 
-import structlog
-
+from alinfik.server.admission import OversizedError, QueueFull
 from alinfik.server.batching import Priority
 from alinfik.server.call import Outcome
-from alinfik.server.engine import Engine, ModelError, NotRunningError, QueueFull
+from alinfik.server.engine import Engine, NotRunningError
+from alinfik.server.fault import ModelError
 from alinfik.server.metrics import Metrics
 from alinfik.v1 import Sample, Valuation
-
-_log = structlog.get_logger()
 
 
 class Shadow:
@@ -50,7 +48,7 @@ class Shadow:
             scored = await self._engine.score(
                 samples, priority=Priority.STREAM, source="shadow", wait=False
             )
-        except (QueueFull, NotRunningError):
+        except (QueueFull, OversizedError, NotRunningError):
             self._metrics.shadow_samples.labels("dropped").inc(len(samples))
             return
         except ModelError:

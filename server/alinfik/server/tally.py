@@ -15,6 +15,8 @@ from alinfik.server.metrics import Metrics
 from alinfik.v1 import Valuation
 
 Source = Literal["grpc", "kafka", "shadow"]
+Unvalued = Literal["refused", "dropped", "failed"]
+"""Why samples have no outcome: no room, a caller that waits no longer, or a fault of ours."""
 
 
 class Tally:
@@ -47,13 +49,16 @@ class Tally:
         if source != "shadow":
             self._metrics.refused.labels(limit).inc()
 
-    def outcomes(self, source: Source, outcomes: Sequence[Outcome | None], shared: int) -> None:
+    def outcomes(
+        self, source: Source, outcomes: Sequence[Outcome | None], shared: int, unvalued: Unvalued
+    ) -> None:
         """Count what a call came to.
 
         Args:
             source: its door.
-            outcomes: None is a sample that had no outcome when its call failed.
+            outcomes: None is a sample that had no outcome when its call ended.
             shared: how many of them cost the model nothing.
+            unvalued: why it ended then.
         """
         if source == "shadow":
             # Nobody was given these.
@@ -61,11 +66,11 @@ class Tally:
         metrics = self._metrics
         metrics.shared.inc(shared)
         valuations = [outcome for outcome in outcomes if isinstance(outcome, Valuation)]
-        failed = sum(outcome is None for outcome in outcomes)
+        without = sum(outcome is None for outcome in outcomes)
         for outcome, count in (
             ("valued", len(valuations)),
-            ("failed", failed),
-            ("rejected", len(outcomes) - failed - len(valuations)),
+            (unvalued, without),
+            ("rejected", len(outcomes) - without - len(valuations)),
         ):
             if count:
                 metrics.samples.labels(source, outcome).inc(count)

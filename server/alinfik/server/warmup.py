@@ -8,7 +8,6 @@ matrices leave cores idle, large ones do not. A larger batch costs less around i
 of the cache. So both are measured, unless they are set.
 """
 
-import os
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +17,7 @@ from functools import reduce
 import numpy as np
 
 from alinfik.server.bundle import Bundle, BundleError, Precision
+from alinfik.server.cores import usable_cores
 from alinfik.server.device import Device, find_device
 from alinfik.server.encode import Encoded
 from alinfik.server.runtime import Runtime
@@ -107,8 +107,7 @@ def _sizes(settings: ServerSettings, device: Device) -> Sequence[int]:
 
 def _ways(settings: ServerSettings, device: Device) -> list[tuple[int, int]]:
     """Workers and threads of each to try, fewest workers first."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    cores = cores or 1
+    cores = usable_cores()
     workers, threads = settings.workers, settings.threads_per_worker
     if workers or threads:
         workers = workers or max(1, cores // (threads or 1))

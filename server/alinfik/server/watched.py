@@ -16,7 +16,7 @@ from alinfik.command import CommandError
 
 Value = TypeVar("Value")
 # What changes when a file is written to, or another takes its place, as in a Kubernetes secret.
-_Stamp = tuple[int, int, int] | None
+Stamp = tuple[int, int, int] | None
 
 _log = structlog.get_logger()
 
@@ -67,11 +67,12 @@ class Watched(Generic[Value]):
         else:
             _log.info("files loaded again", files=files)
 
-    def _stamp(self) -> list[_Stamp]:
-        return [_stamp(path) for path in self._paths]
+    def _stamp(self) -> list[Stamp]:
+        return [stamp(path) for path in self._paths]
 
 
-def _stamp(path: Path) -> _Stamp:
+def stamp(path: Path) -> Stamp:
+    """When a file was last written to, which one it is and its bytes; None where there is none."""
     try:
         stat = path.stat()
     except OSError:
