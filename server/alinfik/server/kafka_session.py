@@ -22,7 +22,6 @@ import structlog
 from kafka.errors import KafkaError, NoOffsetForPartitionError, OffsetOutOfRangeError
 from kafka.structs import ConsumerGroupMetadata, OffsetAndMetadata, TopicPartition
 
-from alinfik.command import CommandError
 from alinfik.server.kafka_commit import Outgoing, open_committer
 from alinfik.server.kafka_io import CONNECT_MS, largest_records, open_consumer
 from alinfik.server.kafka_lag import LagWatch
@@ -120,7 +119,7 @@ class Session:
         try:
             self._largest = largest_records(settings)
             self._committer = open_committer(settings, instance, self._consumer)
-        except (KafkaError, CommandError):
+        except BaseException:
             self._consumer.close(timeout_ms=CONNECT_MS)
             raise
         self._pace = Pace(settings.kafka_batch_records)
