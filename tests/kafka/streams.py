@@ -67,13 +67,17 @@ class Sent(NamedTuple):
     key: bytes | None = None
     headers: Sequence[tuple[str, bytes]] = ()
     partition: int = 0
+    timestamp_ms: int | None = None
 
 
 def send(broker: Broker, topic: str, records: Iterable[Sent]) -> None:
     producer = KafkaProducer(
         bootstrap_servers=broker.bootstrap, linger_ms=5, max_request_size=10_000_000
     )
-    sent = [producer.send(topic, r.value, r.key, list(r.headers), r.partition) for r in records]
+    sent = [
+        producer.send(topic, r.value, r.key, list(r.headers), r.partition, r.timestamp_ms)
+        for r in records
+    ]
     for one in sent:
         one.get(WAIT_SECONDS)
     producer.close()

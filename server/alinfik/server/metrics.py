@@ -198,7 +198,7 @@ class KafkaMetrics:
         )
         self.delay_seconds = Distribution(
             "alinfik_kafka_delay_seconds",
-            "Time from a record's timestamp to the commit of its valuation.",
+            "Time from a record's timestamp to the commit of its valuation or dead letter.",
             buckets=(*_SECONDS, 60.0, 300.0, 900.0, 3600.0),
             registry=registry,
         )
