@@ -298,6 +298,7 @@ class Session:
         Raises:
             KafkaError: the broker does not answer.
         """
+        self._metrics.rollbacks.inc()
         if self._committer.recover():
             self._metrics.transactions.labels("aborted").inc()
         first: dict[TopicPartition, int] = {}

@@ -190,6 +190,12 @@ class KafkaMetrics:
             ["outcome"],
             registry=registry,
         )
+        self.rollbacks = Counter(
+            "alinfik_kafka_rollbacks",
+            "Failures after which what was in flight is read again. A rebalance makes one or two; "
+            "more and more of them are a stream that does not go on.",
+            registry=registry,
+        )
         self.commit_seconds = Histogram(
             "alinfik_kafka_commit_seconds",
             "Time to commit one batch.",
