@@ -9,7 +9,7 @@ Knows nothing of brokers, offsets to commit, and bundles.
 
 import json
 from collections.abc import Sequence
-from typing import Literal, NamedTuple, Protocol, cast
+from typing import Literal, NamedTuple, Protocol, cast, get_args
 
 import numpy as np
 from google.protobuf import json_format
@@ -86,6 +86,7 @@ Reason = Literal[
     "too_large",
     "refused",
 ]
+REASONS: tuple[str, ...] = *get_args(Reason), *get_args(rejection.Reason)
 
 
 class DeadLetter(NamedTuple):
