@@ -13,12 +13,15 @@ from typing import NamedTuple
 from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 from prometheus_client import CollectorRegistry
 
+from alinfik.kafka.headers import mend_headers
 from alinfik.server.bundle import load_bundle
 from alinfik.server.kafka_pipeline import KafkaPipeline
 from alinfik.server.metrics import KafkaMetrics, Metrics
 from alinfik.server.registry import Registry
 from alinfik.server.settings import ServerSettings
 from demo.broker import Broker
+
+mend_headers()
 
 WAIT_SECONDS = 40.0
 """For what should take a second or two; a busy machine may need ten times that."""

@@ -5,7 +5,7 @@ import json
 import pytest
 from google.protobuf import json_format
 
-from alinfik.server.kafka_headers import NULL, RawName
+from alinfik.kafka.headers import NULL, RawName
 from alinfik.v1 import Sample, Valuation
 from tests.kafka.streams import Deadline, Sent, Stream, read, running, send, source_offsets
 

@@ -10,7 +10,7 @@ from google.protobuf import json_format
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from alinfik.server.kafka_headers import NULL
+from alinfik.kafka.headers import NULL
 from alinfik.server.records import (
     DeadLetter,
     dead_letter_record,

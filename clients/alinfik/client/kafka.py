@@ -66,7 +66,7 @@ def ingest(
         for sample in until_broken():
             value = json_format.MessageToJson(sample, indent=None, ensure_ascii=False).encode()
             name = f"the sample with id {sample.id!r}"
-            sender.send(name, topic, value, sample.id.encode() or None, list(_JSON_HEADERS))
+            sender.send(name, topic, value, sample.id.encode() or None, _JSON_HEADERS)
         sender.settle()
         return sender.sent
 

@@ -16,6 +16,7 @@ from kafka.errors import KafkaError, KafkaTimeoutError, TopicAlreadyExistsError
 from kafka.net.compat import KafkaNetClient
 from kafka.structs import ConsumerGroupMetadata, OffsetAndMetadata, TopicPartition
 
+from alinfik.kafka.headers import mend_headers
 from alinfik.server.kafka_security import connection, overhear
 from alinfik.server.settings import ServerSettings
 
@@ -127,6 +128,7 @@ def connecting(settings: ServerSettings) -> Generator[dict[str, Any]]:
     Raises:
         NotThereError: no broker answers, or lets us in.
     """
+    mend_headers()
     made: list[KafkaNetClient] = []
 
     def make(**configs: Any) -> KafkaNetClient:

@@ -15,8 +15,8 @@ import numpy as np
 from google.protobuf import json_format
 from google.protobuf.message import DecodeError
 
+from alinfik.kafka.headers import NULL
 from alinfik.server import rejection
-from alinfik.server.kafka_headers import NULL
 from alinfik.v1 import Sample, Valuation
 
 JSON = "application/json"
