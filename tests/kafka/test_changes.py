@@ -90,8 +90,8 @@ def test_fail_values_nothing_until_a_person_has_chosen(one, tiny_bundle):
     settings = one.settings(tiny_bundle, kafka_offset_reset="fail")
     with capture_logs() as logs, running(settings) as server:
         wait_for_log(logs, f"group {one.name} has no offset for {one.samples}-0")
-        deadline = Deadline("rollbacks")
-        while not server.metric("alinfik_kafka_rollbacks_total"):
+        deadline = Deadline("failures")
+        while not server.metric("alinfik_kafka_failures_total"):
             deadline.check()
     assert read(one.broker, one.valuations) == []
 

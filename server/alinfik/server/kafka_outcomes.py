@@ -51,7 +51,7 @@ class Outcomes:
         if isinstance(outcome, Valuation):
             record = valuation_record(outcome, source, self._form, headers)
             if why := self._refused.get((self._valuations, _place(source))):
-                outcome = DeadLetter("refused", f"topic {self._valuations} refuses it: {why}")
+                outcome = DeadLetter("refused", f"topic {self._valuations} refuses: {why}")
             elif fits(record, self._largest[self._valuations]):
                 return Written(outcome, self._valuations, record)
             else:
@@ -64,9 +64,11 @@ class Outcomes:
             letter = letter._replace(key=key, timestamp=-1)
         return Written(outcome, self._dead_letters, letter)
 
-    def refuse(self, source: SourceRecord, topic: str, why: str) -> None:
-        """Note that a topic does not take what was written of a record."""
+    def refuse(self, source: SourceRecord, topic: str, why: str) -> bool:
+        """Note that a topic does not take what was written of a record; says if that is new."""
+        new = (topic, _place(source)) not in self._refused
         self._refused[topic, _place(source)] = why
+        return new
 
     def forget(self, sources: Iterable[SourceRecord]) -> None:
         """Records that are done."""

@@ -160,16 +160,14 @@ class Session:
                 _log.warning(
                     "kafka failed, reading again from what is committed", error=_describe(error)
                 )
+                self._metrics.failures.inc()
                 self._roll_back()
-                if isinstance(error, RefusedError):
-                    # The next try is another one.
-                    retry_seconds = first
                 # Not in step with another server, or each would spoil the other's try for ever.
                 stopping.wait(retry_seconds * random.uniform(0.5, 1.5))  # noqa: S311 - no secret
                 retry_seconds = min(2 * retry_seconds, longest)
 
     def _take_turn(self) -> bool:
-        """Fetch a batch if there is room for it, else commit one; say whether one was committed."""
+        """Fetch a batch if there is room for it, else commit one; say whether that went forward."""
         stopping = self._link.stopping.is_set()
         self._lag.update()
         rebalancing = self._consumer.must_join()
@@ -194,7 +192,10 @@ class Session:
             elif not may_fetch:
                 self._stay_member()
             return False
-        self._commit(batch, list(batch.outcomes()))
+        if not self._commit(batch, list(batch.outcomes())):
+            # Something else is sent the next time.
+            self._roll_back()
+            return True
         self._in_flight.popleft()
         self._link.finish(batch.scoring, committed=True)
         return True
@@ -250,10 +251,11 @@ class Session:
             self._committer.commit([], offsets, member)
             self._lag.committed(passed)
 
-    def _commit(self, batch: _Batch, outcomes: Sequence[Valuation | DeadLetter]) -> None:
+    def _commit(self, batch: _Batch, outcomes: Sequence[Valuation | DeadLetter]) -> bool:
         """Make a batch's outcomes and the offsets after it lasting.
 
-        Each outcome goes to the partition of its source's number, so that order is kept.
+        Each goes to the partition of its source's number, so that order is kept. Says no where a
+        topic has refused records for the first time.
         """
         begun = time.monotonic()
         topics = self._settings.kafka_output, self._settings.kafka_dead_letters
@@ -272,15 +274,21 @@ class Session:
         try:
             self._committer.commit(outgoing, offsets, batch.member)
         except RefusedError as error:
-            for place, why in error.refused.items():
+            new = [
                 self._outcomes.refuse(batch.records[place], written[place].topic, why)
-            raise
+                for place, why in error.refused.items()
+            ]
+            if not any(new):
+                raise
+            _log.warning("kafka topic refuses records", error=str(error))
+            return False
         self._outcomes.forget(batch.records)
         ended = time.monotonic()
         self._pace.took(len(batch.records), ended - max(batch.fetched, self._committed_at))
         self._committed_at = ended
         self._count(batch, written, ended - begun)
         self._lag.committed({partition: offset.offset for partition, offset in offsets.items()})
+        return True
 
     def _count(self, batch: _Batch, written: Sequence[Written], commit_seconds: float) -> None:
         self._metrics.transactions.labels("committed").inc()
@@ -298,7 +306,6 @@ class Session:
         Raises:
             KafkaError: the broker does not answer.
         """
-        self._metrics.rollbacks.inc()
         if self._committer.recover():
             self._metrics.transactions.labels("aborted").inc()
         first: dict[TopicPartition, int] = {}

@@ -201,8 +201,8 @@ class KafkaMetrics:
             ["outcome"],
             registry=registry,
         )
-        self.rollbacks = Counter(
-            "alinfik_kafka_rollbacks",
+        self.failures = Counter(
+            "alinfik_kafka_failures",
             "Failures after which what was in flight is read again. A rebalance makes one or two; "
             "more and more of them are a stream that does not go on.",
             registry=registry,
