@@ -60,10 +60,10 @@ def test_the_wheel_holds_the_four_roots_and_nothing_else(wheel):
     names = zipfile.ZipFile(wheel).namelist()
     folders = {"/".join(name.split("/")[:2]) for name in names if name.startswith("alinfik/")}
     assert folders == {
-        f"alinfik/{part}" for part in ("client", "command", "distill", "server", "v1")
+        f"alinfik/{part}" for part in ("client", "command", "distill", "kafka", "server", "v1")
     }
     assert {name.split("/")[0] for name in names} == {"alinfik", "alinfik-0.1.0.dist-info"}
-    for part in ("client", "command", "distill", "server", "v1"):
+    for part in ("client", "command", "distill", "kafka", "server", "v1"):
         assert f"alinfik/{part}/py.typed" in names
 
 

@@ -20,8 +20,9 @@ from alinfik.client import (
     UnauthenticatedError,
     UnavailableError,
 )
-from alinfik.client.batches import SAMPLES_A_REQUEST
+from alinfik.client.batches import BYTES_A_REQUEST, REQUESTS_IN_FLIGHT, SAMPLES_A_REQUEST
 from alinfik.v1 import (
+    Sample,
     ScoreResponse,
     ScoreResult,
 )
@@ -117,16 +118,27 @@ def test_a_call_that_is_always_refused_gives_up(client):
     assert len(calls) == 5
 
 
-def test_a_stream_that_is_refused_before_its_first_answer_is_made_again(client):
+@pytest.mark.parametrize(
+    ("samples", "requests_read"),
+    [
+        (SAMPLES, 1),
+        ([Sample(completion="x" * (BYTES_A_REQUEST - 9))] * REQUESTS_IN_FLIGHT, REQUESTS_IN_FLIGHT),
+    ],
+    ids=["small", "as much as may be in flight"],
+)
+def test_a_stream_that_is_refused_before_its_first_answer_is_made_again(
+    client, samples, requests_read
+):
     calls = itertools.count()
 
     def score_stream(requests, context):
         if next(calls) < 2:
+            assert len(list(itertools.islice(requests, requests_read))) == requests_read
             abort(context, grpc.StatusCode.UNAVAILABLE, "not now")
         yield from map(valued, requests)
 
     with odd_server(score_stream=score_stream) as address:
-        assert len(list(client.score_stream(address, SAMPLES))) == 2
+        assert len(list(client.score_stream(address, samples))) == len(samples)
     assert next(calls) == 3
 
 

@@ -79,6 +79,7 @@ def test_the_topics_are_those_that_the_server_uses_by_default():
     assert created == [
         fields[name].default for name in ("kafka_input", "kafka_output", "kafka_dead_letters")
     ]
+    assert f"--entity-name {created[-1]} --add-config max.message.bytes=2097152" in script
 
 
 def settings_in_environment():

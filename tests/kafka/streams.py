@@ -13,12 +13,15 @@ from typing import NamedTuple
 from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 from prometheus_client import CollectorRegistry
 
+from alinfik.kafka.headers import mend_headers
 from alinfik.server.bundle import load_bundle
 from alinfik.server.kafka_pipeline import KafkaPipeline
 from alinfik.server.metrics import KafkaMetrics, Metrics
 from alinfik.server.registry import Registry
 from alinfik.server.settings import ServerSettings
 from demo.broker import Broker
+
+mend_headers()
 
 WAIT_SECONDS = 40.0
 """For what should take a second or two; a busy machine may need ten times that."""
@@ -67,13 +70,17 @@ class Sent(NamedTuple):
     key: bytes | None = None
     headers: Sequence[tuple[str, bytes]] = ()
     partition: int = 0
+    timestamp_ms: int | None = None
 
 
 def send(broker: Broker, topic: str, records: Iterable[Sent]) -> None:
     producer = KafkaProducer(
         bootstrap_servers=broker.bootstrap, linger_ms=5, max_request_size=10_000_000
     )
-    sent = [producer.send(topic, r.value, r.key, list(r.headers), r.partition) for r in records]
+    sent = [
+        producer.send(topic, r.value, r.key, list(r.headers), r.partition, r.timestamp_ms)
+        for r in records
+    ]
     for one in sent:
         one.get(WAIT_SECONDS)
     producer.close()
@@ -150,11 +157,12 @@ def running(settings: ServerSettings) -> Generator[Running]:
     thread = threading.Thread(target=loop.run_forever)
     thread.start()
     registry = CollectorRegistry()
-    bundles = Registry(settings, Metrics(registry))
+    metrics = Metrics(registry)
+    bundles = Registry(settings, metrics)
     bundle = load_bundle(settings.bundle[0])
     asyncio.run_coroutine_threadsafe(bundles.load(bundle), loop).result(WAIT_SECONDS)
     bundles.activate(bundle.id)
-    pipeline = KafkaPipeline(settings, bundles, KafkaMetrics(registry), loop)
+    pipeline = KafkaPipeline(settings, bundles, KafkaMetrics(metrics), loop)
     pipeline.start()
     try:
         yield Running(pipeline, registry, bundles, loop)

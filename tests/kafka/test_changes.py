@@ -88,8 +88,11 @@ def test_latest_goes_on_with_what_comes_and_counts_the_rest(one, tiny_bundle):
 def test_fail_values_nothing_until_a_person_has_chosen(one, tiny_bundle):
     send(one.broker, one.samples, samples(5, 1))
     settings = one.settings(tiny_bundle, kafka_offset_reset="fail")
-    with capture_logs() as logs, running(settings):
+    with capture_logs() as logs, running(settings) as server:
         wait_for_log(logs, f"group {one.name} has no offset for {one.samples}-0")
+        deadline = Deadline("failures")
+        while not server.metric("alinfik_kafka_failures_total"):
+            deadline.check()
     assert read(one.broker, one.valuations) == []
 
 

@@ -14,6 +14,7 @@ from alinfik.client.dead_letters import Place, Selection
 from alinfik.client.resubmit import Plan, survey
 from alinfik.client.resubmit import send as send_again
 from alinfik.command import run
+from alinfik.kafka.headers import NULL, RawName
 from tests.kafka.streams import Sent, Stream, read, running, send
 from tests.terminal import on_a_terminal
 
@@ -66,7 +67,7 @@ def test_what_failed_is_listed_shown_sent_again_and_valued(
     stream, dlq, tiny_bundle, failing_bundle
 ):
     good, fails, broken = sample("She sold 48 clips."), sample("A text of friends."), b'{"\xff'
-    trace = [("trace", b"\x00\x01")]
+    trace = [("trace", b"\x00\x01"), (RawName.of(b"\xff"), b"1"), ("null", NULL)]
     send(
         stream.broker,
         stream.samples,
@@ -143,7 +144,9 @@ def test_what_failed_is_listed_shown_sent_again_and_valued(
     assert [(one["key"], one["reason"]) for one in again] == [("b-1", "bad_utf8")]
     [sent] = [one for one in read(stream.broker, stream.samples) if one.key == b"f-1"][1:]
     assert sent.value == fails
-    assert sent.headers == [*trace, ("alinfik-attempt", b"1")]
+    names = [name.encode() for name, _ in sent.headers]
+    assert names == [b"trace", b"\xff", b"null", b"alinfik-attempt"]
+    assert [value for _, value in sent.headers] == [b"\x00\x01", b"1", None, b"1"]
 
     after = f"0:{places[b'b-1'][1] + 1}"
     refused = dlq("resubmit", "--yes", "--start-at", after, "--max-attempt", "2", "--key", "b-*")
@@ -238,7 +241,7 @@ def test_an_interrupt_says_where_to_go_on_so_that_each_is_sent_once(stream, caps
 @pytest.mark.parametrize(("answer", "sent"), [(b"n\n", 0), (b"y\n", 1)])
 def test_a_terminal_is_shown_a_table_and_asked_before_anything_is_sent(stream, answer, sent):
     headers = [("alinfik-source-topic", stream.samples.encode()), ("alinfik-error", b"\x1b[2J")]
-    headers = [*letter_headers(1, 5), *headers]
+    headers = [(RawName.of(b"\xff"), b""), *letter_headers(1, 5), *headers]
     send(stream.broker, stream.dead_letters, [Sent(b"[", b"id-1", headers)])
     where = [
         f"--kafka-bootstrap={stream.broker.bootstrap}",

@@ -5,7 +5,7 @@ import json
 import pytest
 from google.protobuf import json_format
 
-from alinfik.server.kafka_headers import NULL, RawName
+from alinfik.kafka.headers import NULL, RawName
 from alinfik.v1 import Sample, Valuation
 from tests.kafka.streams import Deadline, Sent, Stream, read, running, send, source_offsets
 
@@ -126,12 +126,41 @@ def test_a_key_too_large_for_the_valuations_is_a_dead_letter(kafka, tiny_bundle)
     kafka.create_topic(stream.dead_letters, max_message_bytes="5000")
     (good,) = samples(1, partitions=1)
     send(kafka, stream.samples, [good._replace(key=b"k" * 900_000), good])
-    with running(stream.settings(tiny_bundle)):
+    with running(stream.settings(tiny_bundle)) as server:
         read(kafka, stream.valuations, 1)
         (letter,) = read(kafka, stream.dead_letters, 1)
+        deadline = Deadline("count")
+        while server.metric("alinfik_dead_letters_total", reason="too_large") != 1:
+            deadline.check()
     assert letter.key is None
     assert letter.headers[0] == ("alinfik-reason", b"too_large")
     assert dict(letter.headers)["alinfik-key-bytes"] == b"900000"
+
+
+def test_what_a_topic_refuses_stops_no_partition(kafka, tiny_bundle):
+    """Compacted topics take no record without a key, and others no time that is far off."""
+    stream = Stream(kafka, partitions=1)
+    kafka.create_topic(stream.samples, message_timestamp_after_max_ms=str(2**62))
+    kafka.create_topic(stream.valuations, cleanup_policy="compact")
+    kafka.create_topic(stream.dead_letters, cleanup_policy="compact")
+    keyless, good, *_ = samples(2, partitions=1)
+    in_the_year_2100 = 4_102_444_800_000
+    sent = [keyless, good, good._replace(timestamp_ms=in_the_year_2100), Sent(b"no JSON"), good]
+    send(kafka, stream.samples, sent)
+    with running(stream.settings(tiny_bundle)) as server:
+        valued = read(kafka, stream.valuations, 2)
+        letters = read(kafka, stream.dead_letters, 3)
+        deadline = Deadline("count")
+        while server.metric("alinfik_dead_letters_total", reason="refused") != 2:
+            deadline.check()
+    assert source_offsets(valued) == {0: [1, 4]}
+    assert source_offsets(letters) == {0: [0, 2, 3]}
+    reasons = [dict(letter.headers)["alinfik-reason"] for letter in letters]
+    assert reasons == [b"refused", b"refused", b"bad_json"]
+    assert [letter.value for letter in letters] == [keyless.value, good.value, b"no JSON"]
+    places = [f"{stream.samples}-0-{offset}".encode() for offset in (0, 3)]
+    assert [letter.key for letter in letters] == [places[0], good.key, places[1]]
+    assert all(letter.timestamp < in_the_year_2100 for letter in letters)
 
 
 def test_protobuf_samples_are_valued_as_json_ones(stream, tiny_bundle):

@@ -8,8 +8,17 @@ from cryptography.hazmat.primitives.serialization import (
     PrivateFormat,
     load_pem_private_key,
 )
+from kafka.admin import (
+    ACL,
+    ACLOperation,
+    ACLPermissionType,
+    ACLResourcePatternType,
+    ResourcePattern,
+    ResourceType,
+)
 from structlog.testing import capture_logs
 
+from alinfik.server.kafka_io import DEFAULT_RECORD_BYTES, largest_records
 from demo.broker import ApacheKafka, free_port
 from demo.kafka_jars import JarsMissingError
 from tests.kafka.streams import Stream, read, running, send
@@ -54,6 +63,9 @@ def secured(tmp_path_factory):
         "ssl.truststore.type": "PEM",
         "ssl.truststore.location": str(files / "ca.pem"),
         "listener.name.ssl.ssl.client.auth": "required",
+        "authorizer.class.name": "org.apache.kafka.metadata.authorizer.StandardAuthorizer",
+        "allow.everyone.if.no.acl.found": "true",
+        "super.users": "User:ANONYMOUS",
     }
     for name in ("sasl_plaintext", "sasl_ssl"):
         settings[f"listener.name.{name}.scram-sha-512.sasl.jaas.config"] = (
@@ -75,6 +87,32 @@ def test_samples_are_valued_over_each_secured_listener(secured, tiny_bundle, pro
     send(broker, stream.samples, samples(30, stream.partitions))
     with running(settings_for(protocol, stream, ports, files, tiny_bundle)):
         read(broker, stream.valuations, 30)
+
+
+def test_the_rights_that_are_documented_are_enough(secured, tiny_bundle):
+    """They are not those to read the topics' configurations."""
+    broker, ports, files = secured
+    stream = Stream(broker).create()
+    transactions = f"alinfik-{stream.name}"
+    rights = [
+        allowed(ACLOperation.READ, ResourceType.TOPIC, stream.samples),
+        allowed(ACLOperation.READ, ResourceType.GROUP, stream.name),
+        allowed(ACLOperation.WRITE, ResourceType.TOPIC, stream.valuations),
+        allowed(ACLOperation.WRITE, ResourceType.TOPIC, stream.dead_letters),
+        allowed(ACLOperation.WRITE, ResourceType.TRANSACTIONAL_ID, transactions),
+    ]
+    with broker.admin() as admin:
+        admin.create_acls(rights)
+    settings = settings_for("SASL_SSL", stream, ports, files, tiny_bundle)
+    assert set(largest_records(settings).values()) == {DEFAULT_RECORD_BYTES}
+    send(broker, stream.samples, samples(3, stream.partitions))
+    with running(settings):
+        read(broker, stream.valuations, 3)
+
+
+def allowed(operation, kind, prefix):
+    resources = ResourcePattern(kind, prefix, ACLResourcePatternType.PREFIXED)
+    return ACL("User:alinfik", "*", operation, ACLPermissionType.ALLOW, resources)
 
 
 def test_a_wrong_password_is_said_and_a_right_one_read_without_a_restart(secured, tiny_bundle):

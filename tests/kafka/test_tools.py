@@ -2,14 +2,15 @@
 
 import json
 import shutil
+import signal
 import subprocess
 
 import pytest
 from kafka import KafkaProducer
 
+from alinfik.client.__main__ import Alinfik
 from alinfik.client.kafka import ingest, watch
-from alinfik.client.samples import read_samples
-from alinfik.command import CommandError, FailedError
+from alinfik.command import CommandError, FailedError, run
 from alinfik.server.healthcheck import main
 from alinfik.v1 import Sample
 from demo.broker import Tansu, free_port
@@ -154,12 +155,49 @@ def test_samples_sent_are_watched_as_valuations(stream, tiny_bundle):
     assert {v.sample_id for v in watched} == {sample.id for sample in sent}
 
 
-def test_a_broken_line_says_how_many_samples_before_it_were_sent(stream, tmp_path):
-    file = tmp_path / "pool.jsonl"
-    file.write_text(f"{json.dumps(SAMPLE)}\n" * 41 + "broken\n" + f"{json.dumps(SAMPLE)}\n")
-    with pytest.raises(CommandError, match=r"line 42: not JSON.*; 41 samples before it were sent$"):
-        ingest(read_samples(str(file)), bootstrap=stream.broker.bootstrap, topic=stream.samples)
-    assert len(read(stream.broker, stream.samples)) == 41
+@pytest.fixture
+def ingest_lines(stream, tmp_path):
+    """Runs `alinfik ingest` on a file of these lines."""
+
+    def ingest_lines(lines, *arguments):
+        file = tmp_path / "pool.jsonl"
+        file.write_text("\n".join(lines))
+        where = f"--kafka-bootstrap={stream.broker.bootstrap}", f"--topic={stream.samples}"
+        with pytest.raises(SystemExit) as exit_:
+            run(Alinfik, ["ingest", str(file), *where, *arguments])
+        return exit_.value.code
+
+    return ingest_lines
+
+
+def test_a_broken_line_says_how_to_go_on_once_it_is_mended(stream, ingest_lines, capsys):
+    lines = [json.dumps({"id": str(n), "completion": f"{n} clips"}) for n in range(43)]
+    assert ingest_lines([*lines[:41], "broken", lines[42]]) == 2
+    said = capsys.readouterr().err
+    assert "line 42: not JSON" in said
+    assert said.endswith("; 41 samples were sent; --skip 41 goes on\n")
+    assert ingest_lines(lines, "--skip", "41") == 0
+    assert "ingest: 2/2 in" in capsys.readouterr().err
+    sent = [int(record.key) for record in read(stream.broker, stream.samples)]
+    assert sorted(sent) == list(range(43))
+
+
+def test_an_interrupt_of_ingest_says_how_to_go_on(stream, capsys):
+    """Ctrl-C is pressed while a sample is on its way to the producer."""
+
+    def samples(press_at=None):
+        for number in range(900):
+            if number == press_at:
+                signal.raise_signal(signal.SIGINT)
+            yield Sample(id=str(number), completion="clips")
+
+    where = {"bootstrap": stream.broker.bootstrap, "topic": stream.samples}
+    with pytest.raises(KeyboardInterrupt):
+        ingest(samples(press_at=600), **where, skip=100)
+    assert capsys.readouterr().err == "500 samples were sent; --skip 600 goes on\n"
+    assert ingest(samples(), **where, skip=600) == 300
+    sent = [int(record.key) for record in read(stream.broker, stream.samples)]
+    assert sorted(sent) == list(range(100, 900))
 
 
 def test_a_missing_topic_or_broker_or_valuation_is_said_in_one_line(stream):

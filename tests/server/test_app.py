@@ -138,8 +138,13 @@ def test_a_server_has_kafka_metrics_only_where_a_broker_is_named(
 ) -> None:
     assert "alinfik_kafka" not in scrape(server)
     assert "alinfik_dead_letters" not in scrape(server)
+    assert 'source="kafka"' not in scrape(server)
     with running_server(tiny_bundle, "--kafka-bootstrap", f"127.0.0.1:{free_port()}") as brokerless:
-        assert "\nalinfik_kafka_connected 0.0" in scrape(brokerless)
+        said = scrape(brokerless)
+    assert "\nalinfik_kafka_connected 0.0" in said
+    # What alerts divide by is there before anything is counted.
+    assert '\nalinfik_samples_total{outcome="valued",source="kafka"} 0.0' in said
+    assert '\nalinfik_dead_letters_total{reason="bad_json"} 0.0' in said
 
 
 def test_health_is_not_serving_until_warm_and_again_while_draining(tiny_bundle: Path) -> None:

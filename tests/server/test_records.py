@@ -10,7 +10,7 @@ from google.protobuf import json_format
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from alinfik.server.kafka_headers import NULL
+from alinfik.kafka.headers import NULL
 from alinfik.server.records import (
     DeadLetter,
     dead_letter_record,
@@ -213,10 +213,10 @@ def test_a_letter_of_nothing_at_all_can_be_written():
 
 
 def test_a_letter_too_large_for_its_topic_says_how_large_it_was():
-    source = Record(b"x" * 600)
+    source = Record(b"x" * 700)
     letter = dead_letter_record(DeadLetter("bad_json", "not JSON"), source, largest_bytes=900)
     assert letter.value == b""
-    assert dict(letter.headers)["alinfik-value-bytes"] == b"600"
+    assert dict(letter.headers)["alinfik-value-bytes"] == b"700"
 
 
 @pytest.mark.parametrize(
@@ -240,3 +240,9 @@ def test_any_letter_fits_its_topic_and_says_what_was_left_out(key: int, value: i
     assert len(letter.value or b"") == value or headers["alinfik-value-bytes"] == b"%d" % value
     assert len(letter.key or b"") == key or headers["alinfik-key-bytes"] == b"%d" % key
     assert "h" in headers or headers["alinfik-headers-bytes"] == b"%d" % (header + 1)
+
+
+def test_the_lengths_of_many_headers_count_too():
+    source = Record(b"[", [("h", b"")] * 1_000)
+    letter = dead_letter_record(DeadLetter("bad_json", "not JSON"), source, largest_bytes=2_000)
+    assert dict(letter.headers)["alinfik-headers-bytes"] == b"1000"

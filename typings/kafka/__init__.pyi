@@ -2,6 +2,7 @@
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
+from kafka.errors import KafkaError
 from kafka.structs import (
     ConsumerGroupMetadata,
     OffsetAndMetadata,
@@ -67,6 +68,7 @@ class KafkaConsumer:
 
 # Nor such a name.
 class Acknowledgement:
+    exception: KafkaError | None
     def get(self, timeout: float | None = ...) -> RecordMetadata: ...
 
 class _Pending:

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 from pydantic_settings import (
     BaseSettings,
     CliApp,
@@ -155,16 +155,24 @@ class Ingest(KafkaConnection):
 
     file: CliPositionalArg[str] = _FILE
     topic: str = Field(default="samples", description="Topic that the server reads.")
+    skip: NonNegativeInt = Field(
+        default=0,
+        description="Samples at the beginning that are not sent; a run that ends early says how "
+        "many, so that the next one goes on there.",
+    )
 
     def cli_cmd(self) -> None:
         """Send the file."""
         brokers = self.brokers()
-        with progress("ingest", count_samples(self.file)) as advance:
+        count = count_samples(self.file)
+        total = None if count is None else max(0, count - self.skip)
+        with progress("ingest", total) as advance:
             ingest(
                 read_samples(self.file),
                 bootstrap=brokers.bootstrap,
                 security=brokers.security,
                 topic=self.topic,
+                skip=self.skip,
                 on_sent=advance,
             )
 

@@ -7,7 +7,7 @@ client does without it.
 
 import logging
 from collections import deque
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple, Self
@@ -43,6 +43,9 @@ class Brokers:
 
     def options(self) -> dict[str, object]:
         """What each of kafka-python's clients is told."""
+        from alinfik.kafka.headers import mend_headers
+
+        mend_headers()
         return {
             "bootstrap_servers": self.bootstrap.split(","),
             "bootstrap_timeout_ms": _CONNECT_MS,
@@ -173,7 +176,7 @@ class Sender:
         topic: str,
         value: bytes | None,
         key: bytes | None,
-        headers: list[tuple[str, bytes]],
+        headers: Sequence[tuple[str, bytes | None]],
         *,
         partition: int | None = None,
         timestamp_ms: int | None = None,
@@ -194,9 +197,12 @@ class Sender:
         """
         from kafka.errors import KafkaError
 
+        from alinfik.kafka.headers import NULL
+
+        written = [(name, NULL if own is None else own) for name, own in headers]
         try:
             acknowledgement = self._producer.send(
-                topic, value, key, headers, partition=partition, timestamp_ms=timestamp_ms
+                topic, value, key, written, partition=partition, timestamp_ms=timestamp_ms
             )
         except KafkaError as error:
             raise self._refused(name, topic, error) from error

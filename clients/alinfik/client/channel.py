@@ -3,6 +3,8 @@
 import json
 from typing import Any
 
+from alinfik.client.batches import BYTES_A_REQUEST, REQUESTS_IN_FLIGHT
+
 # A unary call is repeated by ``retry``, which heeds the delay that a server asks for. A stream is
 # left to gRPC, which repeats it where nobody answers and no answer has come yet: it alone still has
 # the requests that were sent. After up to 0.1, 0.2, 0.4 and 0.8 s, each drawn at random.
@@ -26,6 +28,9 @@ _SERVICE_CONFIG = {
 
 CHANNEL_OPTIONS: tuple[tuple[str, Any], ...] = (
     ("grpc.service_config", json.dumps(_SERVICE_CONFIG)),
+    # What gRPC keeps of a stream to send it again; past its default of 256 KiB it gives up at once.
+    # Twice the samples, since ids and targets stand beside them.
+    ("grpc.per_rpc_retry_buffer_size", 2 * REQUESTS_IN_FLIGHT * BYTES_A_REQUEST),
     # Finds a connection that died silently (a laptop asleep, a dropped NAT entry) while a call is
     # open. Five minutes is the least that a gRPC server allows unless told otherwise, and closes
     # the connection below with "too many pings"; the sixth is for clocks that differ.

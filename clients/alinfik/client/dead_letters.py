@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     from kafka import ConsumerRecord
 
-Headers = list[tuple[str, bytes]]
+Headers = list[tuple[str, bytes | None]]
 
 # Headers of these names are the server's, not the producer's.
 _OURS = "alinfik-"
@@ -97,9 +97,7 @@ def read_dead_letter(record: "ConsumerRecord") -> DeadLetter:
         timestamp=record.timestamp,
         key=record.key,
         value=record.value,
-        headers=[
-            (name, value or b"") for name, value in record.headers if not name.startswith(_OURS)
-        ],
+        headers=[header for header in record.headers if not header[0].startswith(_OURS)],
         reason=said.get("alinfik-reason", ""),
         error=said.get("alinfik-error", ""),
         source=source,

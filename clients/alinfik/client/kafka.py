@@ -8,14 +8,17 @@ versions of one sample keep their order, and the valuation, which has the same k
 former one where the output topic is compacted. ``provider`` stands in the record.
 """
 
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from google.protobuf import json_format
 from google.protobuf.message import DecodeError
 
 from alinfik.client.brokers import POLL_MS, Brokers, Sender
-from alinfik.command import CommandError
+from alinfik.client.interrupts import interrupts
+from alinfik.command import CommandError, FailedError
 from alinfik.v1 import Sample, Valuation
 
 if TYPE_CHECKING:
@@ -30,44 +33,58 @@ def ingest(
     bootstrap: str,
     topic: str,
     security: Mapping[str, object] | None = None,
+    skip: int = 0,
     on_sent: Callable[[int], None] | None = None,
 ) -> int:
     """Send ``samples`` to ``topic`` and wait until the broker has them all.
 
-    Each is written once, however often the connection fails on the way.
+    Each is written once, however often the connection fails on the way. Where it ends before the
+    last, the message says how many to skip the next time. On an interrupt what was handed over is
+    waited for, and standard error says so.
 
     Args:
         samples: read as they are sent.
         bootstrap: ``HOST:PORT`` of brokers, comma-separated.
         topic: what the server reads; it must exist.
         security: what kafka-python is told of TLS and SASL; plain text where None.
+        skip: so many at the beginning are not sent.
         on_sent: told how many more samples the broker has acknowledged.
 
     Returns:
         How many were sent.
 
     Raises:
-        CommandError: the topic is missing, or kafka-python is; or ``samples`` raised it, and then
-            it ends with how many came before and were sent.
-        FailedError: no broker answers, or it did not take a sample.
+        CommandError: the topic is missing, or kafka-python is; or ``samples`` raised it.
+        FailedError: no broker answers, or it did not take a sample. Some of those after that one
+            may have been taken.
+        KeyboardInterrupt: not all are sent.
     """
     brokers = Brokers(bootstrap, security or {})
     brokers.check_topic(topic)
-    with Sender(brokers, "samples", on_sent) as sender:
+    with interrupts() as interrupted, Sender(brokers, "samples", on_sent) as sender:
+
+        def settled() -> str:
+            sender.settle()
+            return f"{sender.sent} samples were sent; --skip {skip + sender.sent} goes on"
 
         def until_broken() -> Iterator[Sample]:
             try:
-                yield from samples
+                yield from islice(samples, skip, None)
             except CommandError as error:
                 # Those before it are not taken back: they must not be sent again.
-                sender.settle()
-                raise CommandError(f"{error}; {sender.sent} samples before it were sent") from error
+                raise CommandError(f"{error}; {settled()}") from error
 
-        for sample in until_broken():
-            value = json_format.MessageToJson(sample, indent=None, ensure_ascii=False).encode()
-            name = f"the sample with id {sample.id!r}"
-            sender.send(name, topic, value, sample.id.encode() or None, list(_JSON_HEADERS))
-        sender.settle()
+        try:
+            for sample in until_broken():
+                if interrupted():
+                    print(settled(), file=sys.stderr)
+                    raise KeyboardInterrupt
+                value = json_format.MessageToJson(sample, indent=None, ensure_ascii=False).encode()
+                name = f"the sample with id {sample.id!r}"
+                sender.send(name, topic, value, sample.id.encode() or None, _JSON_HEADERS)
+            sender.settle()
+        except FailedError as error:
+            raise FailedError(f"{error}; --skip {skip + sender.sent} goes on") from error
         return sender.sent
 
 

@@ -4,17 +4,16 @@ In: the topic of dead letters, and which of them are meant. Out: acknowledged re
 those that were not sent. Knows nothing of flags.
 """
 
-import signal
 import sys
 from collections import Counter
-from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 
 from alinfik.client.brokers import Brokers, Sender
 from alinfik.client.dead_letter_topic import DeadLetterTopic
 from alinfik.client.dead_letters import DeadLetter, Resubmission, Selection, resubmission
+from alinfik.client.interrupts import interrupts
 from alinfik.command import progress
 
 
@@ -110,7 +109,7 @@ def send(brokers: Brokers, topic: DeadLetterTopic, plan: Plan, total: int) -> No
     """
     letters = topic.letters(plan.selection)
     with (
-        _interrupts() as interrupted,
+        interrupts() as interrupted,
         progress("resubmit", total) as advance,
         Sender(brokers, "dead letters", advance) as sender,
     ):
@@ -134,24 +133,3 @@ def send(brokers: Brokers, topic: DeadLetterTopic, plan: Plan, total: int) -> No
                 timestamp_ms=record.timestamp,
             )
         sender.settle()
-
-
-@contextmanager
-def _interrupts() -> Generator[Callable[[], bool]]:
-    """Whether Ctrl-C was pressed: it must not strike between a record's send and its count.
-
-    Pressed again, it ends the program at once.
-    """
-    pressed = False
-    before = signal.getsignal(signal.SIGINT)
-
-    def press(*_: object) -> None:
-        nonlocal pressed
-        pressed = True
-        signal.signal(signal.SIGINT, before)
-
-    signal.signal(signal.SIGINT, press)
-    try:
-        yield lambda: pressed
-    finally:
-        signal.signal(signal.SIGINT, before)

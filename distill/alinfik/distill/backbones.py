@@ -110,7 +110,7 @@ class AllLayers(Backbone):
     def __init__(self, model: PreTrainedModel, head: nn.Parameter) -> None:
         super().__init__(model)
         model.config.use_cache = False
-        self.head = head.requires_grad_(requires_grad=False)
+        self.head = head.requires_grad_(False)
         self.frequent = nn.Buffer(head[:_FREQUENT].clone())
         # So that errors are about as large as states.
         self._unit = float(head.square().mean().sqrt())

@@ -93,7 +93,7 @@ async def running(settings: ServerSettings) -> AsyncGenerator[Running, None]:
                 loaded.shadow(shadow.id)
             async with _watching(settings, loaded):
                 loaded.starting = False
-                stop_kafka = _start_kafka(settings, loaded, registry)
+                stop_kafka = _start_kafka(settings, loaded, metrics)
                 await front.open()
                 try:
                     yield Running(grpc_address, metrics_address, loaded, registry)
@@ -124,7 +124,7 @@ async def _watching(settings: ServerSettings, loaded: Registry) -> AsyncGenerato
 
 
 def _start_kafka(
-    settings: ServerSettings, loaded: Registry, registry: CollectorRegistry
+    settings: ServerSettings, loaded: Registry, metrics: Metrics
 ) -> Callable[[float], Awaitable[None]]:
     """Start the pipeline if a broker is named; returns what stops it within so many seconds."""
 
@@ -139,8 +139,8 @@ def _start_kafka(
 
     # Files that will not do are the user's to mend now; a broker may yet come.
     connection(settings)
-    metrics = KafkaMetrics(registry)
-    pipeline = KafkaPipeline(settings, loaded, metrics, asyncio.get_running_loop())
+    kafka_metrics = KafkaMetrics(metrics)
+    pipeline = KafkaPipeline(settings, loaded, kafka_metrics, asyncio.get_running_loop())
     pipeline.start()
 
     async def stop(seconds: float) -> None:

@@ -1,19 +1,25 @@
 """How a batch's outcomes become lasting, and the offsets after them: all at once, or in this order.
 
 Comes in: records to produce, and the offsets to commit after them. Goes out: nothing, once the
-broker has both. Knows nothing of samples, and of when a batch is tried again.
+broker has both; or which records it never takes. Knows nothing of samples, and of when a batch is
+tried again.
 """
 
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from kafka import KafkaConsumer
+from kafka.errors import InvalidRecordError, InvalidTimestampError, KafkaError
 from kafka.structs import ConsumerGroupMetadata, OffsetAndMetadata, TopicPartition
 
 from alinfik.server.kafka_io import TRANSACTION_MS, BoundedProducer, open_producer
 from alinfik.server.records import OutgoingRecord
 from alinfik.server.settings import ServerSettings
+
+if TYPE_CHECKING:
+    from kafka import Acknowledgement
 
 Offsets = Mapping[TopicPartition, OffsetAndMetadata]
 
@@ -24,6 +30,21 @@ class Outgoing(NamedTuple):
     topic: str
     partition: int
     record: OutgoingRecord
+
+
+class RefusedError(KafkaError):
+    """A topic does not take some of the records, however often they are sent.
+
+    Args:
+        refused: by their places in what was to be committed, why.
+    """
+
+    def __init__(self, refused: Mapping[int, str]) -> None:
+        super().__init__(f"{len(refused)} records are refused: {next(iter(refused.values()))}")
+        self.refused = refused
+
+    def __str__(self) -> str:
+        return str(self.args[0])
 
 
 class Committer(ABC):
@@ -55,6 +76,9 @@ class Committer(ABC):
             outgoing: records, per partition in their order.
             offsets: those to go on from.
             member: who we were to the group when it gave us what the offsets come after.
+
+        Raises:
+            RefusedError: names some of the records that are not taken; there may be more.
         """
         self._committing = True
         self._begin()
@@ -69,8 +93,13 @@ class Committer(ABC):
             )
             for topic, partition, record in outgoing
         ]
-        for acknowledgement in sent:
-            acknowledgement.get(TRANSACTION_MS / 1000)
+        try:
+            for acknowledgement in sent:
+                acknowledgement.get(TRANSACTION_MS / 1000)
+        except KafkaError:
+            if refused := _refused(sent):
+                raise RefusedError(refused) from None
+            raise
         self._end(offsets, member)
         self._committing = False
 
@@ -92,6 +121,20 @@ class Committer(ABC):
 
     @abstractmethod
     def _end(self, offsets: Offsets, member: ConsumerGroupMetadata) -> None: ...
+
+
+def _refused(sent: "Sequence[Acknowledgement]") -> dict[int, str]:
+    """Which records are at fault, and not only in one batch with such a one.
+
+    A broker before Kafka 2.4 does not say, and then all of a batch have one exception.
+    """
+    errors = [one.exception for one in sent]
+    shared = Counter(map(id, errors))
+    return {
+        place: str(error)
+        for place, error in enumerate(errors)
+        if isinstance(error, InvalidRecordError | InvalidTimestampError) and shared[id(error)] == 1
+    }
 
 
 class ExactlyOnce(Committer):

@@ -16,6 +16,7 @@ from kafka.errors import KafkaError, KafkaTimeoutError, TopicAlreadyExistsError
 from kafka.net.compat import KafkaNetClient
 from kafka.structs import ConsumerGroupMetadata, OffsetAndMetadata, TopicPartition
 
+from alinfik.kafka.headers import mend_headers
 from alinfik.server.kafka_security import connection, overhear
 from alinfik.server.settings import ServerSettings
 
@@ -127,6 +128,7 @@ def connecting(settings: ServerSettings) -> Generator[dict[str, Any]]:
     Raises:
         NotThereError: no broker answers, or lets us in.
     """
+    mend_headers()
     made: list[KafkaNetClient] = []
 
     def make(**configs: Any) -> KafkaNetClient:
@@ -251,10 +253,10 @@ def open_producer(settings: ServerSettings, instance: str) -> BoundedProducer:
 
 
 def largest_records(settings: ServerSettings) -> dict[str, int]:
-    """Bytes that each topic which is written to takes in one batch.
+    """Bytes that each topic which is written to takes in one batch; where unknown, the default.
 
-    It must be known ahead: kafka-python never returns from a send that is refused for its size and
-    has shared its batch.
+    They must be known ahead: kafka-python never returns from a send that is refused for its size
+    and has shared its batch.
     """
     topics = settings.kafka_output, settings.kafka_dead_letters
     wanted = [
@@ -265,8 +267,13 @@ def largest_records(settings: ServerSettings) -> dict[str, int]:
         admin = KafkaAdminClient(**told)
     with admin:
         try:
-            said = admin.describe_configs(wanted, config_filter="all")["topic"]
+            said = admin.describe_configs(wanted, config_filter="all").get("topic", {})
         except KafkaError:
-            # Not every broker that speaks the protocol knows this request, or grants it.
-            return dict.fromkeys(topics, DEFAULT_RECORD_BYTES)
-    return {topic: int(said[topic]["max.message.bytes"]["value"]) for topic in topics}
+            # Not every broker that speaks the protocol knows this request.
+            said = {}
+    limits = dict.fromkeys(topics, DEFAULT_RECORD_BYTES)
+    for topic, configs in said.items():
+        # Where we may not ask, kafka-python raises nothing and has no configuration.
+        if limit := configs.get("max.message.bytes"):
+            limits[topic] = int(limit["value"])
+    return limits

@@ -22,11 +22,11 @@ import structlog
 from kafka.errors import KafkaError, NoOffsetForPartitionError, OffsetOutOfRangeError
 from kafka.structs import ConsumerGroupMetadata, OffsetAndMetadata, TopicPartition
 
-from alinfik.command import CommandError
-from alinfik.server.kafka_commit import Outgoing, open_committer
+from alinfik.server.kafka_commit import Outgoing, RefusedError, open_committer
 from alinfik.server.kafka_io import CONNECT_MS, largest_records, open_consumer
 from alinfik.server.kafka_lag import LagWatch
 from alinfik.server.kafka_link import Link, NotScoredError, Scoring, StoppedError
+from alinfik.server.kafka_outcomes import Outcomes, Written
 from alinfik.server.kafka_pace import Pace
 from alinfik.server.kafka_start import Starts
 from alinfik.server.metrics import KafkaMetrics
@@ -34,12 +34,8 @@ from alinfik.server.records import (
     TRACEPARENT,
     DeadLetter,
     Headers,
-    OutgoingRecord,
     SourceRecord,
-    dead_letter_record,
-    fits,
     parse_sample,
-    valuation_record,
 )
 from alinfik.server.settings import ServerSettings
 from alinfik.v1 import Sample, Valuation
@@ -118,9 +114,9 @@ class Session:
         self._in_flight: deque[_Batch] = deque()
         self._consumer = open_consumer(settings)
         try:
-            self._largest = largest_records(settings)
+            self._outcomes = Outcomes(settings, largest_records(settings))
             self._committer = open_committer(settings, instance, self._consumer)
-        except (KafkaError, CommandError):
+        except BaseException:
             self._consumer.close(timeout_ms=CONNECT_MS)
             raise
         self._pace = Pace(settings.kafka_batch_records)
@@ -164,13 +160,14 @@ class Session:
                 _log.warning(
                     "kafka failed, reading again from what is committed", error=_describe(error)
                 )
+                self._metrics.failures.inc()
                 self._roll_back()
                 # Not in step with another server, or each would spoil the other's try for ever.
                 stopping.wait(retry_seconds * random.uniform(0.5, 1.5))  # noqa: S311 - no secret
                 retry_seconds = min(2 * retry_seconds, longest)
 
     def _take_turn(self) -> bool:
-        """Fetch a batch if there is room for it, else commit one; say whether one was committed."""
+        """Fetch a batch if there is room for it, else commit one; say whether that went forward."""
         stopping = self._link.stopping.is_set()
         self._lag.update()
         rebalancing = self._consumer.must_join()
@@ -195,7 +192,10 @@ class Session:
             elif not may_fetch:
                 self._stay_member()
             return False
-        self._commit(batch, list(batch.outcomes()))
+        if not self._commit(batch, list(batch.outcomes())):
+            # Something else is sent the next time.
+            self._roll_back()
+            return True
         self._in_flight.popleft()
         self._link.finish(batch.scoring, committed=True)
         return True
@@ -251,53 +251,52 @@ class Session:
             self._committer.commit([], offsets, member)
             self._lag.committed(passed)
 
-    def _commit(self, batch: _Batch, outcomes: Sequence[Valuation | DeadLetter]) -> None:
+    def _commit(self, batch: _Batch, outcomes: Sequence[Valuation | DeadLetter]) -> bool:
         """Make a batch's outcomes and the offsets after it lasting.
 
-        Each outcome goes to the partition of its source's number, so that order is kept.
+        Each goes to the partition of its source's number, so that order is kept. Says no where a
+        topic has refused records for the first time.
         """
         begun = time.monotonic()
         topics = self._settings.kafka_output, self._settings.kafka_dead_letters
         counts = {topic: self._committer.partition_count(topic) for topic in topics}
         headers = batch.headers()
+        written = [
+            self._outcomes.written(source, outcome, headers)
+            for source, outcome in zip(batch.records, outcomes, strict=True)
+        ]
         outgoing: list[Outgoing] = []
         offsets: dict[TopicPartition, OffsetAndMetadata] = {}
-        for source, outcome in zip(batch.records, outcomes, strict=True):
-            topic, record = self._outgoing(source, outcome, headers)
+        for source, (_, topic, record) in zip(batch.records, written, strict=True):
             outgoing.append(Outgoing(topic, source.partition % counts[topic], record))
             here = TopicPartition(source.topic, source.partition)
             offsets[here] = OffsetAndMetadata(source.offset + 1, "", -1)
-        self._committer.commit(outgoing, offsets, batch.member)
+        try:
+            self._committer.commit(outgoing, offsets, batch.member)
+        except RefusedError as error:
+            new = [
+                self._outcomes.refuse(batch.records[place], written[place].topic, why)
+                for place, why in error.refused.items()
+            ]
+            if not any(new):
+                raise
+            _log.warning("kafka topic refuses records", error=str(error))
+            return False
+        self._outcomes.forget(batch.records)
         ended = time.monotonic()
         self._pace.took(len(batch.records), ended - max(batch.fetched, self._committed_at))
         self._committed_at = ended
-        self._count(batch, outcomes, ended - begun)
+        self._count(batch, written, ended - begun)
         self._lag.committed({partition: offset.offset for partition, offset in offsets.items()})
+        return True
 
-    def _outgoing(
-        self, source: SourceRecord, outcome: Valuation | DeadLetter, headers: Headers
-    ) -> tuple[str, OutgoingRecord]:
-        """The topic and the record of an outcome."""
-        valuations, dead_letters = self._settings.kafka_output, self._settings.kafka_dead_letters
-        if isinstance(outcome, Valuation):
-            form = self._settings.kafka_valuation_format
-            record = valuation_record(outcome, source, form, headers)
-            if fits(record, self._largest[valuations]):
-                return valuations, record
-            error = f"its valuation, with the key, is more than topic {valuations} takes"
-            outcome = DeadLetter("too_large", error)
-        letter = dead_letter_record(outcome, source, self._largest[dead_letters], headers)
-        return dead_letters, letter
-
-    def _count(
-        self, batch: _Batch, outcomes: Sequence[Valuation | DeadLetter], commit_seconds: float
-    ) -> None:
+    def _count(self, batch: _Batch, written: Sequence[Written], commit_seconds: float) -> None:
         self._metrics.transactions.labels("committed").inc()
         self._metrics.commit_seconds.observe(commit_seconds)
         now = time.time()
         sent = [record.timestamp / 1000 for record in batch.records if record.timestamp >= 0]
         self._metrics.delay_seconds.labels().observe([max(0.0, now - when) for when in sent])
-        for outcome in outcomes:
+        for outcome, _, _ in written:
             if isinstance(outcome, DeadLetter):
                 self._metrics.dead_letters.labels(outcome.reason).inc()
 

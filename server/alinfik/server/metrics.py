@@ -62,6 +62,7 @@ class Metrics:
             ["source", "outcome"],
             registry=registry,
         )
+        self.start_samples("grpc")
         self.shared = Counter(
             "alinfik_shared_samples",
             "Samples answered from the cache, or by a sample of the same text in flight.",
@@ -157,15 +158,25 @@ class Metrics:
             registry=registry,
         )
 
+    def start_samples(self, source: str) -> None:
+        """Have a door's series before its first sample: a rate needs a value before a count."""
+        for outcome in ("valued", "rejected", "failed"):
+            self.samples.labels(source, outcome)
+
 
 class KafkaMetrics:
     """The pipeline's metrics; a server that is given no broker has none of them.
 
     Args:
-        registry: as ``Metrics``.
+        metrics: the server's, beside which they are registered.
     """
 
-    def __init__(self, registry: CollectorRegistry) -> None:
+    def __init__(self, metrics: Metrics) -> None:
+        # Not at the top: it loads Kafka's client.
+        from alinfik.server.records import REASONS
+
+        registry = metrics.registry
+        metrics.start_samples("kafka")
         self.connected = Gauge(
             "alinfik_kafka_connected", "1 while the broker answers.", registry=registry
         )
@@ -191,6 +202,12 @@ class KafkaMetrics:
             ["outcome"],
             registry=registry,
         )
+        self.failures = Counter(
+            "alinfik_kafka_failures",
+            "Failures after which what was in flight is read again. A rebalance makes one or two; "
+            "more and more of them are a stream that does not go on.",
+            registry=registry,
+        )
         self.commit_seconds = Histogram(
             "alinfik_kafka_commit_seconds",
             "Time to commit one batch.",
@@ -199,7 +216,7 @@ class KafkaMetrics:
         )
         self.delay_seconds = Distribution(
             "alinfik_kafka_delay_seconds",
-            "Time from a record's timestamp to the commit of its valuation.",
+            "Time from a record's timestamp to the commit of its valuation or dead letter.",
             buckets=(*_SECONDS, 60.0, 300.0, 900.0, 3600.0),
             registry=registry,
         )
@@ -209,6 +226,10 @@ class KafkaMetrics:
             ["reason"],
             registry=registry,
         )
+        for outcome in ("committed", "aborted"):
+            self.transactions.labels(outcome)
+        for reason in REASONS:
+            self.dead_letters.labels(reason)
 
     def lost(self) -> None:
         """Speak for no partition: whoever did is no more."""

@@ -9,14 +9,14 @@ Knows nothing of brokers, offsets to commit, and bundles.
 
 import json
 from collections.abc import Sequence
-from typing import Literal, NamedTuple, Protocol, cast
+from typing import Literal, NamedTuple, Protocol, cast, get_args
 
 import numpy as np
 from google.protobuf import json_format
 from google.protobuf.message import DecodeError
 
+from alinfik.kafka.headers import NULL
 from alinfik.server import rejection
-from alinfik.server.kafka_headers import NULL
 from alinfik.v1 import Sample, Valuation
 
 JSON = "application/json"
@@ -36,8 +36,9 @@ _FIELDS = tuple(Sample.DESCRIPTOR.fields_by_name)
 _JSON = json.JSONEncoder(ensure_ascii=False, allow_nan=False)
 # An error text quotes what was wrong with a record; a header is no place for all of a 5 MB record.
 _ERROR_CHARACTERS = 300
-# Of a batch (61), of a record in it (at most 36), and of the lengths of some dozen headers.
-_FRAMING_BYTES = 256
+# Of a batch (61) and of a record in it (at most 36); and of the lengths of a header's two parts.
+_FRAMING_BYTES = 97
+_HEADER_FRAMING_BYTES = 10
 
 
 class SourceRecord(Protocol):
@@ -83,7 +84,9 @@ Reason = Literal[
     "bad_protobuf",
     "model_failed",
     "too_large",
+    "refused",
 ]
+REASONS: tuple[str, ...] = *get_args(Reason), *get_args(rejection.Reason)
 
 
 class DeadLetter(NamedTuple):
@@ -149,7 +152,9 @@ def fits(record: OutgoingRecord, largest_bytes: int) -> bool:
         record: what is to be sent.
         largest_bytes: what the topic takes in one batch, framing included.
     """
-    around = sum(len(name.encode()) + len(value) for name, value in record.headers)
+    around = sum(
+        len(name.encode()) + len(value) + _HEADER_FRAMING_BYTES for name, value in record.headers
+    )
     return len(record.key or b"") + len(record.value or b"") + around + _FRAMING_BYTES <= (
         largest_bytes
     )

@@ -1,9 +1,8 @@
 """Headers as Kafka has them, where kafka-python 3.0.12 has them otherwise.
 
 Kafka takes any bytes for a header's name, and null for its value. kafka-python reads the one as a
-corrupt record, at which its partition stays for ever, and writes neither. Importing this module
-mends that for every client of this process. Comes in, goes out: records. Knows nothing of what is
-in them.
+corrupt record, at which its partition stays for ever, and writes neither. Comes in, goes out:
+records. Knows nothing of what is in them.
 """
 
 from typing import Any, cast
@@ -80,7 +79,9 @@ class _Builder(DefaultRecordBatchBuilder):
         return super().append(offset, timestamp, key, value, nulled)
 
 
-# The one place from which batches are read and written; it has no setting for it.
-_records = cast("Any", memory_records)
-_records.DefaultRecordBatch = _Batch
-_records.DefaultRecordBatchBuilder = _Builder
+def mend_headers() -> None:
+    """Have every client of this process read and write headers as Kafka has them."""
+    # The one place from which batches are read and written; it has no setting for it.
+    records = cast("Any", memory_records)
+    records.DefaultRecordBatch = _Batch
+    records.DefaultRecordBatchBuilder = _Builder
