@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.nn.functional import cross_entropy, one_hot
 from transformers import (
-    AutoModel,
+    AutoModelForCausalLM,
     BertConfig,
-    Gemma3Config,
     ModernBertConfig,
     PreTrainedConfig,
     RobertaConfig,
@@ -16,7 +16,7 @@ from transformers import (
 from alinfik.distill.backbones import Reading, build_backbone
 from alinfik.distill.llm import ModelError, load_fast_tokenizer
 from alinfik.v1 import Encoding
-from tests.distill.tiny_llm import write_encoder
+from tests.distill.tiny_llm import VOCABULARY, gemma3_with_vision, llama, write_encoder, write_llm
 
 
 @pytest.mark.parametrize(
@@ -47,18 +47,39 @@ def test_an_encoder_reads_as_far_as_its_positions_go(
 def test_the_first_layers_of_a_model_that_sees_are_those_that_read(
     tiny_llm: Path, tmp_path: Path
 ) -> None:
-    shape = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4}
-    config = Gemma3Config(
-        text_config={**shape, "num_hidden_layers": 3, "vocab_size": 300, "head_dim": 8},
-        vision_config={**shape, "num_hidden_layers": 3, "image_size": 32, "patch_size": 16},
-        mm_tokens_per_image=4,
-    )
-    AutoModel.from_config(config).save_pretrained(tmp_path / "gemma3")
+    model = write_llm(tmp_path / "gemma3", gemma3_with_vision())
     llm = Reading(load_fast_tokenizer(str(tiny_llm)).backend_tokenizer, Encoding())
-    backbone, _ = build_backbone("layers:2", str(tmp_path / "gemma3"), llm)
+    backbone, _ = build_backbone("layers:2", str(model), llm)
     ids = torch.full((2, 5), 5)
     assert backbone is not None
     assert backbone(ids, torch.ones_like(ids), torch.ones_like(ids)).shape == (2, 5, 2 * 32)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("frequent", [100, VOCABULARY])
+def test_all_layers_tell_the_loss_of_each_token_and_its_gradient(
+    frequent: int, tied: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = write_llm(tmp_path / "llm", llama(tied=tied))
+    llm = Reading(load_fast_tokenizer(str(directory)).backend_tokenizer, Encoding())
+    monkeypatch.setattr("alinfik.distill.backbones._FREQUENT", frequent)
+    backbone, _ = build_backbone("layers:3", str(directory), llm)
+    assert backbone is not None
+    ids = torch.randint(3, VOCABULARY, (2, 7))
+    states = backbone(ids, torch.ones_like(ids), torch.ones_like(ids))[:, 1:]
+    assert states.shape[-1] == backbone.width
+
+    model = AutoModelForCausalLM.from_pretrained(directory)
+    last = model.model(ids).last_hidden_state.detach()[:, :-1].requires_grad_()
+    came = ids[:, 1:]
+    left_out = (torch.arange(VOCABULARY) >= frequent) & ~one_hot(came, VOCABULARY).bool()
+    logits = model.lm_head(last).masked_fill(left_out, -torch.inf)
+    losses = cross_entropy(logits.mT, came, reduction="none")
+    (gradient,) = torch.autograd.grad(losses.sum(), last)
+    error = gradient / model.lm_head.weight.detach().square().mean().sqrt()
+    products = error * last * last.square().mean(dim=-1, keepdim=True).rsqrt()
+    expected = torch.cat([losses.unsqueeze(-1), error, products], dim=-1)
+    torch.testing.assert_close(states[..., -65:], expected, rtol=1e-4, atol=1e-4)
 
 
 def test_unknown_families_are_refused(tiny_llm: Path) -> None:

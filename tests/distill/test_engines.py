@@ -25,6 +25,7 @@ from alinfik.distill.values import ValueEngine
 from tests.distill.conftest import write_rows
 from tests.distill.tiny_llm import (
     gemma,
+    gemma3,
     gemma3_with_vision,
     gpt2,
     gpt_neox,
@@ -41,6 +42,7 @@ MODELS: dict[str, PreTrainedConfig] = {
     "gpt2": gpt2(),
     "gpt-neox": gpt_neox(),
     "gemma": gemma(),
+    "gemma3": gemma3(),
 }
 # Parts of these models compute in float32 whatever the dtype.
 TOLERANCE = 1e-5

@@ -313,8 +313,12 @@ def test_labels_in_another_unit_are_refused_and_of_another_pool_told(
     manifest = json.loads((other / "manifest.json").read_text())
     manifest["labels"]["pool_sha256"] = "0" * 64
     (other / "manifest.json").write_text(json.dumps(manifest))
-    evaluate(bundle, other, tmp_path / "reports" / "report.html")
+    report = tmp_path / "reports" / "report.html"
+    metrics = evaluate(bundle, other, report)
     assert "the labels are of another pool than the bundle's" in capsys.readouterr().err
+    assert metrics.held_out_count == 120
+    assert [target.tfidf_spearman for target in metrics.targets] == [0, 0]
+    assert "120 texts of another pool than it was distilled from" in report.read_text()
     manifest["labels"]["normalisation"] = "NORMALISATION_NONE"
     (other / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(EvaluationError, match="another normalisation"):

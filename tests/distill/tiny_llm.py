@@ -9,6 +9,7 @@ from transformers import (
     AutoModelForCausalLM,
     BertConfig,
     Gemma3Config,
+    Gemma3TextConfig,
     GemmaConfig,
     GPT2Config,
     GPTNeoXConfig,
@@ -77,6 +78,11 @@ def gemma3_with_vision() -> PreTrainedConfig:
     vision = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
     text = {"head_dim": 8, **_SHAPE, **_COMMON}
     return Gemma3Config(text_config=text, vision_config={"num_attention_heads": 4, **vision})
+
+
+def gemma3() -> PreTrainedConfig:
+    """Norms of queries and keys, heads before positions."""
+    return Gemma3TextConfig(head_dim=8, **_SHAPE, **_COMMON)
 
 
 def write_llm(directory: Path, config: PreTrainedConfig, seed: int = 0) -> Path:

@@ -90,10 +90,10 @@ def distil(
     known_data = data.take(rest)
     scales = (scales or learn_scales(known_data)).to(torch.device("cpu"))
     fold = folds(labels.take(rest).rows, plan.split_by, _FOLDS)
-    vocabulary = reading.tokenizer.get_vocab_size(with_added_tokens=True)
+    encoder = Encoder(reading.tokenizer, reading.encoding)
     # Beside a network, words have no say in what a token is worth.
     taught = scales if network is None else replace(scales, tokens=None)
-    words, found = fit_bag(known_data, taught, fold, vocabulary)
+    words, found = fit_bag(known_data, taught, fold, encoder.vocabulary)
     proxy: nn.Module = words
     if network is not None:
         heard = found.samples
@@ -110,7 +110,6 @@ def distil(
     values = scales.samples.restore(found.samples).double().numpy()
     residuals = values - data.labels[judged]
     spread, half_width = calibrated(described(found).double().numpy(), residuals, fold)
-    encoder = Encoder(reading.tokenizer, reading.encoding)
     strangeness = learn_strangeness(encoder, labels.take(rest).rows)
     served = ServedModel(proxy, scales.samples, spread, half_width, strangeness)
     tokens = _token_model(proxy, scales, labels)

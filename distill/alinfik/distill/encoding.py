@@ -54,7 +54,8 @@ class Encoder:
         tokenizer.no_padding()
         self._tokenizer = tokenizer
         self.encoding = encoding
-        self.vocabulary: int = tokenizer.get_vocab_size(with_added_tokens=True)
+        # Ids may have gaps.
+        self.vocabulary: int = 1 + max(tokenizer.get_vocab(with_added_tokens=True).values())
 
     def encode(self, rows: Sequence[Row]) -> list[Encoded]:
         """Encode rows, in their order."""

@@ -10,7 +10,7 @@ from alinfik.distill.disk import check_place
 from alinfik.distill.encoding import Encoder
 from alinfik.distill.explain import Explainer
 from alinfik.distill.export import OnnxModel
-from alinfik.distill.labels import read_labels
+from alinfik.distill.labels import Labels, read_labels
 from alinfik.distill.measure import EvaluationError, measure, predict
 from alinfik.distill.report import write_report
 from alinfik.distill.settings import SplitBy
@@ -19,7 +19,10 @@ from alinfik.v1 import BundleManifest, Metrics
 
 
 def evaluate(bundle: Path, labels_directory: Path, report: Path) -> Metrics:
-    """Measure ``bundle`` on the held-out part of labels and write the report.
+    """Measure ``bundle`` on labels that it was not distilled from and write the report.
+
+    Of the labels that it was distilled from, these are the part that was held out; of another
+    pool, all.
 
     Raises:
         CommandError: no bundle, no labels, labels of other targets or in another unit, or a place
@@ -28,25 +31,33 @@ def evaluate(bundle: Path, labels_directory: Path, report: Path) -> Metrics:
     manifest = read_manifest(bundle)
     check_place(report, "file")
     labels = read_labels(labels_directory)
-    _check(bundle, manifest, labels_directory, labels.manifest)
+    other_pool = _check(bundle, manifest, labels_directory, labels.manifest)
     encoder = Encoder(Tokenizer.from_file(str(bundle / TOKENIZER)), manifest.encoding)
-    by: SplitBy = "provider" if manifest.proxy.split_by == "provider" else "group"
-    parts = split(labels.rows, by)
-    held_out = labels.take(parts["held_out"])
-    samples = encoder.encode(held_out.rows)
+    unseen, fitted = (labels, None) if other_pool else _held_out(labels, manifest)
+    samples = encoder.encode(unseen.rows)
     predictions = predict(OnnxModel(bundle / MODEL), samples, manifest.encoding.pad_id)
-    metrics = measure(predictions, held_out, labels.take(known(parts)))
+    metrics = measure(predictions, unseen, fitted)
     metrics.export_error = manifest.metrics.export_error
     metrics.int8_spearman = manifest.metrics.int8_spearman
     manifest.metrics.CopyFrom(metrics)
     explainer = Explainer(bundle, manifest) if EXPLAIN in manifest.files else None
     report.parent.mkdir(parents=True, exist_ok=True)
-    write_report(report, manifest, held_out, predictions, explainer)
+    write_report(report, manifest, unseen, predictions, explainer, other_pool=other_pool)
     return metrics
 
 
-def _check(bundle: Path, ours: BundleManifest, directory: Path, theirs: BundleManifest) -> None:
+def _held_out(labels: Labels, manifest: BundleManifest) -> tuple[Labels, Labels]:
+    """The labels that the bundle was not fitted to, and those that it was."""
+    by: SplitBy = "provider" if manifest.proxy.split_by == "provider" else "group"
+    parts = split(labels.rows, by)
+    return labels.take(parts["held_out"]), labels.take(known(parts))
+
+
+def _check(bundle: Path, ours: BundleManifest, directory: Path, theirs: BundleManifest) -> bool:
     """Refuse labels that values cannot be compared with; tell of those that are not the bundle's.
+
+    Returns:
+        Whether they are of another pool.
 
     Raises:
         EvaluationError: their targets or their unit are others.
@@ -64,16 +75,16 @@ def _check(bundle: Path, ours: BundleManifest, directory: Path, theirs: BundleMa
                 "distilled from: its values are in another unit"
             )
     shas = ([target.sha256 for target in one.targets] for one in (ours, theirs))
+    other_pool = ours.labels.pool_sha256 != theirs.labels.pool_sha256
     changed = {
         "of another language model": ours.language_model.sha256 != theirs.language_model.sha256,
         "for other targets": next(shas) != next(shas),
-        "of another pool": bool(ours.labels.pool_sha256 and theirs.labels.pool_sha256)
-        and ours.labels.pool_sha256 != theirs.labels.pool_sha256,
+        "of another pool": other_pool,
     }
     if differences := [what for what, other in changed.items() if other]:
         print(
             f"the labels are {' and '.join(differences)} than the bundle's; where the pool is "
-            "another, copies of what the bundle was distilled from may be among what it is "
-            "measured on",
+            "another, all of it is measured, copies of what the bundle was distilled from among it",
             file=sys.stderr,
         )
+    return other_pool

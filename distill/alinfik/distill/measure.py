@@ -78,22 +78,23 @@ def predict(model: OnnxModel, samples: Sequence[Encoded], pad_id: int) -> Predic
     return Predictions(value, lower, upper, ood)
 
 
-def measure(predictions: Predictions, labels: Labels, training: Labels) -> Metrics:
+def measure(predictions: Predictions, labels: Labels, training: Labels | None) -> Metrics:
     """Compare predictions with labels of the same samples, which the model did not see.
 
     Args:
         predictions: of N samples.
         labels: of the same samples.
-        training: what the model may have been fitted to, and the TF-IDF baseline is.
+        training: what the model may have been fitted to, and the TF-IDF baseline is; without it
+            there is no baseline.
 
     Raises:
         EvaluationError: there are too few samples.
     """
     if len(labels) < FEWEST_MEASURED:
         raise EvaluationError(
-            f"only {len(labels)} labels are held out, too few to measure with; label more samples"
+            f"there are only {len(labels)} labels to measure with, too few; label more samples"
         )
-    words = tfidf_scores(training, labels)
+    words = None if training is None else tfidf_scores(training, labels)
     lengths = length_scores(labels)
     metrics = Metrics(held_out_count=len(labels))
     for column, name in enumerate(labels.names):
@@ -101,7 +102,8 @@ def measure(predictions: Predictions, labels: Labels, training: Labels) -> Metri
         found.target = name
         found.ceiling_spearman = labels.manifest.targets[column].ceiling_spearman
         found.length_spearman = abs(spearman(lengths, labels.values[:, column]))
-        found.tfidf_spearman = spearman(words[:, column], labels.values[:, column])
+        if words is not None:
+            found.tfidf_spearman = spearman(words[:, column], labels.values[:, column])
         found.providers.extend(_measure_providers(predictions.of(column), labels, column))
         metrics.targets.append(found)
     return metrics

@@ -12,6 +12,7 @@ from alinfik.distill.explain import Explainer, Explanation
 from alinfik.distill.labels import Labels
 from alinfik.distill.measure import Predictions
 from alinfik.distill.quantise import AGREEMENT_LIMIT
+from alinfik.distill.ranks import spearman_interval
 from alinfik.distill.samples import Row
 from alinfik.v1 import BundleManifest
 
@@ -57,6 +58,8 @@ def write_report(
     labels: Labels,
     predictions: Predictions,
     explainer: Explainer | None,
+    *,
+    other_pool: bool = False,
 ) -> None:
     """Write the report of a bundle.
 
@@ -66,6 +69,7 @@ def write_report(
         labels: the held-out samples, N.
         predictions: of the same samples.
         explainer: colours the examples' tokens; None where the bundle has no token values.
+        other_pool: they are not what was held out when the bundle was distilled.
     """
     # Here, since it takes seconds to load and most commands draw nothing.
     from alinfik.distill.plots import calibration, scatter
@@ -81,6 +85,7 @@ def write_report(
         targets.append(
             {
                 "metrics": metrics,
+                "likely": spearman_interval(metrics.spearman, len(labels)),
                 "plot": scatter(label, value, providers),
                 "calibration": calibration(label, value, list(metrics.tenth_coverage)),
                 "lengths": _by_length(labels, value, label),
@@ -92,6 +97,7 @@ def write_report(
         targets=targets,
         agreement_limit=AGREEMENT_LIMIT,
         most_providers=_MOST_PROVIDERS,
+        other_pool=other_pool,
     )
     path.write_text(page, encoding="utf-8")
 

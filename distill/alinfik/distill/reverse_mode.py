@@ -88,7 +88,7 @@ class ReverseMode:
             else:
                 sums.add(name, [found])
 
-        with _reporting(self._names, len(on_device.indices), use) as leaves:
+        with _reporting(self._names, on_device.input_ids.shape, use) as leaves:
             losses = token_losses(self._model, {}, on_device)
         reduced = reduce_tokens(losses, on_device.completion_mask, self._reduction)
         if leaves:
@@ -235,7 +235,7 @@ def _parameter_names(
 @contextmanager
 def _reporting(
     owners: dict[str, list[tuple[nn.Module, str]]],
-    samples: int,
+    shape: torch.Size,
     report: Callable[[str, Use], None],
 ) -> Generator[list[Tensor]]:
     """Watch one forward pass; report every use of the parameters when backward reaches it.
@@ -244,6 +244,7 @@ def _reporting(
         The tensors that backward has to reach: outputs of layers that no gradient would come to
         otherwise, since no parameter asks for one.
     """
+    samples, tokens = shape
     leaves: list[Tensor] = []
     grams = Grams()
     layers: dict[nn.Module, dict[str, str]] = defaultdict(dict)
@@ -274,7 +275,13 @@ def _reporting(
             output = output.expand(samples, *output.shape[1:])
             inputs = inputs.expand(samples, *inputs.shape[1:])
 
+        # Gemma's norms of heads see [B, heads, T, D], others' [B, T, heads, D].
+        heads_first = inputs.dim() == 4 and inputs.shape[1] != tokens
+        if heads_first:
+            inputs = inputs.transpose(1, 2)
+
         def backward_hook(gradients: Tensor) -> None:
+            gradients = gradients.transpose(1, 2) if heads_first else gradients
             for local, name in layers[module].items():
                 report(name, use_of(module, local, inputs, gradients.detach(), grams))
 

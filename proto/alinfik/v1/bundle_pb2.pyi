@@ -515,7 +515,7 @@ class TargetMetrics(_message.Message):
     """Share of held-out labels inside [lower, upper]; 0.9 is meant."""
     tfidf_spearman: _builtins.float
     """Spearman of a ridge regression on TF-IDF of words and pairs of words, fitted to all labels that
-    are not held out: what the words alone give.
+    are not held out: what the words alone give. Zero where another pool was measured.
     """
     top_tenth_overlap: _builtins.float
     """Share of the tenth with the highest labels that is also in the tenth with the highest values."""
