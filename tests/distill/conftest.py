@@ -3,8 +3,13 @@ import random
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.distill.tiny_llm import llama, write_llm
+
+# Threads that wait for each other over matrices this small cost ten times the work where anything
+# else runs.
+torch.set_num_threads(1)
 
 _PARTS = ["Ada", "buys", "12", "eggs", "and", "gives", "3", "def", "add(x):", "return", "x + 1"]
 
