@@ -78,7 +78,10 @@ def main() -> None:
     parser.add_argument("--model", default=str(smollm2()), help="language model")
     parser.add_argument("--clean", type=int, default=1500, help="clean rows, at most 1,500")
     parser.add_argument(
-        "--backbone", nargs="*", default=["layers:18", "encoder", "bag"], help="proxies to rank by"
+        "--backbone",
+        nargs="*",
+        default=["layers:30", "layers:18", "encoder", "bag"],
+        help="proxies to rank by",
     )
     parser.add_argument("--skip-labels", action="store_true", help="no rankings by the model")
     options = parser.parse_args()

@@ -60,7 +60,9 @@ def main() -> None:
     """Run the benchmark."""
     parser = arguments(__doc__)
     parser.add_argument("--model", default=str(smollm2()), help="language model")
-    parser.add_argument("--backbone", nargs="*", default=["bag", "encoder", "layers:18"])
+    parser.add_argument(
+        "--backbone", nargs="*", default=["bag", "encoder", "layers:18", "layers:30"]
+    )
     parser.add_argument("--labelled", type=int, default=60, help="samples to time labelling by")
     options = parser.parse_args()
     bundles = {name: trained(name, options.data, options.out) for name in options.backbone}
