@@ -29,6 +29,9 @@ from alinfik.distill.disk import cache_directory
 from alinfik.distill.text_template import TextTemplate, text_template
 from alinfik.v1 import Encoding, LanguageModel
 
+# Progress is shown by ours alone.
+transformers_logging.disable_progress_bar()
+
 # Of models that tell positions apart by their distance (BLOOM, MPT): what these were trained on.
 _UNCOUNTED_POSITIONS = 2048
 
@@ -133,7 +136,6 @@ def load_llm(
         TextTemplateError: the model has no such template.
     """
     device = device or choose_device()
-    transformers_logging.disable_progress_bar()
     source = model_source(name)
     tokenizer = load_fast_tokenizer(source)
     layout = text_template(template, tokenizer)
