@@ -404,11 +404,11 @@ def test_a_proxy_can_be_held_against_providers_that_it_does_not_know(
 def test_labels_of_other_targets_are_refused(
     bundle: Path, labels_directory: Path, tmp_path: Path
 ) -> None:
-    other = shutil.copytree(labels_directory, tmp_path / "labels")
+    other = Path(shutil.copytree(bundle, tmp_path / "bundle"))
     text = (other / "manifest.json").read_text()
     (other / "manifest.json").write_text(text.replace('"mbpp"', '"other"'))
-    with pytest.raises(EvaluationError, match="is for the targets gsm8k, mbpp"):
-        evaluate(bundle, other, tmp_path / "r.html")
+    with pytest.raises(EvaluationError, match="is for the targets gsm8k, other and"):
+        evaluate(other, labels_directory, tmp_path / "r.html")
 
 
 def test_an_export_that_does_not_agree_is_refused(bundle: Path, labels: Labels) -> None:
