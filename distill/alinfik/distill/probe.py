@@ -111,7 +111,7 @@ def _read(proxy: Proxy, data: Training, scales: Scales, batch_tokens: int, pad_i
     def read(batch: Batch) -> tuple[Tensor, Pooled]:
         here = batch.to(device)
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=half):
-            states = proxy.states(here.input_ids, here.attention_mask, here.completion_mask)
+            states = proxy.backbone(here.input_ids, here.attention_mask, here.completion_mask)
         states = states.float()
         return states, proxy.pooled(states, here.attention_mask, here.completion_mask)
 

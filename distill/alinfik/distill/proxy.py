@@ -64,7 +64,6 @@ class Proxy(nn.Module):
         super().__init__()
         width = backbone.width
         self.backbone = backbone
-        self.norm = nn.LayerNorm(width)
         self.token_head = nn.Linear(width, targets)
         self.probe = nn.Linear(3 * width + _LENGTH_FEATURES, targets)
         # Solved, not trained: see `alinfik.distill.probe`.
@@ -84,7 +83,7 @@ class Proxy(nn.Module):
             attention_mask: int64 [B, T].
             completion_mask: int64 [B, T], with at least one 1 a row.
         """
-        states = self.states(input_ids, attention_mask, completion_mask)
+        states = self.backbone(input_ids, attention_mask, completion_mask)
         pooled = self.pooled(states, attention_mask, completion_mask)
         samples = self.probe(pooled.probed)
         if self.correction is not None:
@@ -95,10 +94,6 @@ class Proxy(nn.Module):
             features=pooled.mean,
             lengths=pooled.lengths,
         )
-
-    def states(self, input_ids: Tensor, attention_mask: Tensor, completion_mask: Tensor) -> Tensor:
-        """Return the backbone's states, normalised, [B, T, D]."""
-        return self.norm(self.backbone(input_ids, attention_mask, completion_mask))
 
     def pooled(self, states: Tensor, attention_mask: Tensor, completion_mask: Tensor) -> Pooled:
         """Pool states [B, T, D] over completion and prompt."""
