@@ -31,7 +31,7 @@ from alinfik.distill.fit import Plan
 from alinfik.distill.labels import Labels, read_labels
 from alinfik.distill.llm import load_fast_tokenizer, model_source
 from alinfik.distill.ranks import spearman
-from alinfik.distill.splits import Parts, known, split
+from alinfik.distill.splits import Parts, family_names, known, split
 from alinfik.distill.training_data import training_data
 from benchmarks.pool import arguments, labelled_pool
 
@@ -85,7 +85,7 @@ def fidelity(family: str, labels: Labels, parts: Parts, held_out: Labels) -> lis
         batch_tokens=settings["batch_tokens"].default,
         pad_id=reading.encoding.pad_id,
         seed=0,
-        split_by="group",
+        families=family_names(labels.rows, "group"),
     )
     data = training_data(labels, llm, reading)
     with TemporaryDirectory() as scratch:

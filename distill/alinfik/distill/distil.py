@@ -89,7 +89,7 @@ def distil(
     trained = scales is not None
     known_data = data.take(rest)
     scales = (scales or learn_scales(known_data)).to(torch.device("cpu"))
-    fold = folds(labels.take(rest).rows, plan.split_by, _FOLDS)
+    fold = folds([plan.families[index] for index in rest], _FOLDS)
     encoder = Encoder(reading.tokenizer, reading.encoding)
     # Beside a network, words have no say in what a token is worth.
     taught = scales if network is None else replace(scales, tokens=None)
@@ -100,7 +100,7 @@ def distil(
         if trained:
             judged = sorted(parts["validation"] + parts["calibration"])
             heard = heard[np.searchsorted(rest, judged)]
-            fold = folds(labels.take(judged).rows, plan.split_by, _FOLDS)
+            fold = folds([plan.families[index] for index in judged], _FOLDS)
             found = estimate(network, data.take(judged).samples, plan)
         else:
             on_device = scales.to(choose_device())

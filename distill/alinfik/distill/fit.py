@@ -24,7 +24,6 @@ from alinfik.distill.llm import choose_dtype
 from alinfik.distill.probe import fit_probes
 from alinfik.distill.proxy import Correction, Estimate, Proxy
 from alinfik.distill.ranks import spearman
-from alinfik.distill.settings import SplitBy
 from alinfik.distill.training_data import Training, token_targets
 
 Floats = NDArray[np.float64]
@@ -45,7 +44,8 @@ class Plan:
         batch_tokens: tokens a batch, padding included.
         pad_id: fills batches up.
         seed: of order and dropout.
-        split_by: what is left out of a regression as a whole to see how it does.
+        families: of every labelled sample, the name of what is left out of a regression as a whole
+            to see how it does.
     """
 
     epochs: int
@@ -53,7 +53,7 @@ class Plan:
     batch_tokens: int
     pad_id: int
     seed: int
-    split_by: SplitBy
+    families: Sequence[str]
 
 
 def fit(

@@ -30,18 +30,22 @@ _PERMUTATIONS = 128
 
 def split(rows: Sequence[Row], by: SplitBy = "group") -> Parts:
     """Return where the rows of each part stand, in their order."""
+    return parts_of(family_names(rows, by))
+
+
+def parts_of(names: Sequence[str]) -> Parts:
+    """Return where the rows of each part stand, by the names of their families."""
     parts: Parts = {"train": [], "validation": [], "calibration": [], "held_out": []}
-    for index, family in enumerate(family_names(rows, by)):
+    for index, family in enumerate(names):
         parts[part_of(family)].append(index)
     return parts
 
 
-def folds(rows: Sequence[Row], by: SplitBy, count: int) -> list[int]:
-    """Return each row's fold, from 0 to ``count`` - 1; a family is in one fold.
+def folds(names: Sequence[str], count: int) -> list[int]:
+    """Return each row's fold, from 0 to ``count`` - 1, by the names of their families.
 
-    Families are dealt out, so that even a few of them are in several folds.
+    A family is in one fold. They are dealt out, so that even a few of them are in several.
     """
-    names = family_names(rows, by)
     order = sorted(
         set(names), key=lambda name: hashlib.sha256(f"alinfik fold:{name}".encode()).digest()
     )

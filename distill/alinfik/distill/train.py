@@ -28,7 +28,7 @@ from alinfik.distill.measure import FEWEST_MEASURED, Predictions, agreement, mea
 from alinfik.distill.quantise import AGREEMENT_LIMIT, quantise
 from alinfik.distill.report import write_report
 from alinfik.distill.settings import Size, SplitBy
-from alinfik.distill.splits import Part, Parts, folds, known, split
+from alinfik.distill.splits import Part, Parts, family_names, known, parts_of
 from alinfik.distill.training_data import training_data
 from alinfik.v1 import BundleManifest
 
@@ -58,8 +58,9 @@ def train(settings: Train) -> None:
         raise TrainError(
             f"{settings.labels} holds {len(labels)} labels; a proxy needs at least {_FEWEST_LABELS}"
         )
-    parts = split(labels.rows, settings.split_by)
-    _check_parts(settings, labels, parts)
+    families = family_names(labels.rows, settings.split_by)
+    parts = parts_of(families)
+    _check_parts(settings, parts, families)
     torch.manual_seed(settings.seed)
     source, llm = _llm(settings, labels)
     family = settings.backbone or _family(settings.size, source)
@@ -72,7 +73,7 @@ def train(settings: Train) -> None:
         batch_tokens=settings.batch_tokens,
         pad_id=reading.encoding.pad_id,
         seed=settings.seed,
-        split_by=settings.split_by,
+        families=families,
     )
     data = training_data(labels, llm, reading)
     checkpoint = _checkpoint(settings, labels)
@@ -95,19 +96,19 @@ def _summary(bundle: Path) -> Iterator[str]:
         )
 
 
-def _check_parts(settings: Train, labels: Labels, parts: Parts) -> None:
+def _check_parts(settings: Train, parts: Parts, families: Sequence[str]) -> None:
     """See that there is enough to measure the proxy on, to find intervals and to train with."""
     needed: dict[Part, str] = {"held_out": "measure the proxy on"}
     judged = known(parts)
     if settings.epochs:
         needed |= {"train": "train on", "validation": "stop the training by"}
-        judged = sorted(parts["validation"] + parts["calibration"])
+        judged = parts["validation"] + parts["calibration"]
     short = [
         f"{len(parts[part])} samples to {purpose}, and {FEWEST_MEASURED} are needed"
         for part, purpose in needed.items()
         if len(parts[part]) < FEWEST_MEASURED
     ]
-    if not short and len(set(folds(labels.take(judged).rows, settings.split_by, 2))) < 2:
+    if not short and len({families[index] for index in judged}) < 2:
         short = ["no two kinds of samples to find intervals with"]
     if short:
         raise TrainError(
