@@ -41,7 +41,7 @@ def test_an_encoder_reads_as_far_as_its_positions_go(
     assert reading.encoding.token_limit == positions
     ids = torch.full((1, positions), 5)
     assert backbone is not None
-    assert backbone(ids, torch.ones_like(ids), torch.ones_like(ids)).isfinite().all()
+    assert backbone(ids, torch.ones_like(ids), torch.ones_like(ids)).states.isfinite().all()
 
 
 def test_the_first_layers_of_a_model_that_sees_are_those_that_read(
@@ -52,7 +52,8 @@ def test_the_first_layers_of_a_model_that_sees_are_those_that_read(
     backbone, _ = build_backbone("layers:2", str(model), llm)
     ids = torch.full((2, 5), 5)
     assert backbone is not None
-    assert backbone(ids, torch.ones_like(ids), torch.ones_like(ids)).shape == (2, 5, 2 * 32)
+    read = backbone(ids, torch.ones_like(ids), torch.ones_like(ids))
+    assert read.states.shape == (2, 5, 2 * 32)
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -66,7 +67,7 @@ def test_all_layers_tell_the_loss_of_each_token_and_its_gradient(
     backbone, _ = build_backbone("layers:3", str(directory), llm)
     assert backbone is not None
     ids = torch.randint(3, VOCABULARY, (2, 7))
-    states = backbone(ids, torch.ones_like(ids), torch.ones_like(ids))[:, 1:]
+    states = backbone(ids, torch.ones_like(ids), torch.ones_like(ids)).states[:, 1:]
     assert states.shape[-1] == backbone.width
 
     model = AutoModelForCausalLM.from_pretrained(directory)
@@ -77,9 +78,37 @@ def test_all_layers_tell_the_loss_of_each_token_and_its_gradient(
     losses = cross_entropy(logits.mT, came, reduction="none")
     (gradient,) = torch.autograd.grad(losses.sum(), last)
     error = gradient / model.lm_head.weight.detach().square().mean().sqrt()
-    products = error * last * last.square().mean(dim=-1, keepdim=True).rsqrt()
-    expected = torch.cat([losses.unsqueeze(-1), error, products], dim=-1)
-    torch.testing.assert_close(states[..., -65:], expected, rtol=1e-4, atol=1e-4)
+    expected = torch.cat([losses.unsqueeze(-1), error], dim=-1)
+    torch.testing.assert_close(states[..., -33:], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_all_layers_know_the_gradients_of_a_layer_after_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = write_llm(tmp_path / "llm", llama(tied=True))
+    llm = Reading(load_fast_tokenizer(str(directory)).backend_tokenizer, Encoding())
+    monkeypatch.setattr("alinfik.distill.backbones._FREQUENT", VOCABULARY)
+    backbone, _ = build_backbone("layers:3", str(directory), llm)
+    assert backbone is not None
+    ids = torch.randint(3, VOCABULARY, (4, 9))
+    completion = (torch.arange(9) >= torch.tensor([[4], [6], [1], [8]])).long()
+    sketches = backbone(ids, torch.ones_like(ids), completion).gradients
+    assert sketches.shape == (4, len(backbone.gradient_importance))
+
+    model = AutoModelForCausalLM.from_pretrained(directory)
+    last = model.model(ids).last_hidden_state.detach()[:, :-1]
+    # A layer of which nothing comes yet, after all others.
+    layer = torch.zeros(32, 32, requires_grad=True)
+    went_in = last * last.square().mean(dim=-1, keepdim=True).rsqrt()
+    logits = model.lm_head(last + went_in @ layer)
+    losses = cross_entropy(logits.mT, ids[:, 1:], reduction="none") * completion[:, 1:]
+    gradients = torch.stack(
+        [torch.autograd.grad(loss.sum(), layer, retain_graph=True)[0].flatten() for loss in losses]
+    )
+    cosines = torch.nn.functional.normalize(gradients) @ torch.nn.functional.normalize(gradients).T
+    # As wide as the model's states, a sketch loses nothing.
+    of_last = sketches[:, -32 * 32 :]
+    torch.testing.assert_close(of_last @ of_last.T, cosines, rtol=1e-3, atol=1e-3)
 
 
 def test_unknown_families_are_refused(tiny_llm: Path) -> None:

@@ -3,7 +3,8 @@
     bag             no backbone: see `alinfik.distill.bag`; as fast as text is tokenised
     encoder[:M]     a bidirectional encoder M, MiniLM by default, with its own tokenizer
     layers:N        the first N layers of the language model, where its owner allows it; all of
-                    them also tell how far off the model's predictions are
+                    them also tell how far off the model's predictions are, and so what a text's
+                    gradients look like
 
 In: a family's name and the language model. Out: a `Backbone` and the `Reading` that goes with it.
 Knows nothing of heads, labels and training.
@@ -21,6 +22,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrained
 
 from alinfik.distill.llm import ModelError, load_fast_tokenizer
 from alinfik.distill.selection import find_layers
+from alinfik.distill.sketch import GradientSketch
 from alinfik.v1 import Encoding
 
 # What `encoder` alone means: from the package that carries it, or else from the hub.
@@ -31,6 +33,9 @@ _MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 # learnt are the most frequent.
 _FREQUENT = 4096
 
+# What the loss counts for, one input that it is, as a share of a state's H.
+_LOSS_SHARE = 1 / 6
+
 # A state of zeros has no direction.
 _LEAST_SQUARE = 1e-6
 
@@ -38,18 +43,33 @@ _LEAST_SQUARE = 1e-6
 _RATE = 1e-4
 
 
+@dataclass(frozen=True)
+class Read:
+    """What a backbone makes of B samples of T tokens.
+
+    Attributes:
+        states: [B, T, D].
+        gradients: [B, G], what the samples' gradients look like; None where nothing tells.
+    """
+
+    states: Tensor
+    gradients: Tensor | None = None
+
+
 class Backbone(nn.Module):
     """A pretrained transformer: its states after each third of its layers, and what it adds.
 
     What a gradient says of a text is not all in one depth: shallow states tell kinds of text apart,
-    deeper ones what the model makes of them. Gives states [B, T, D] for ids, attention mask and
-    completion mask, int64 [B, T] each.
+    deeper ones what the model makes of them. Gives a `Read` for ids, attention mask and completion
+    mask, int64 [B, T] each.
 
     Args:
         model: gives hidden states.
 
     Attributes:
-        width: D.
+        importance: [D], how much each number of a state counts for where all of them are told by a
+            few thousand labels; 1 of what is an even share.
+        gradient_importance: [G], likewise.
         learning_rate: what its weights are trained at, if they are.
     """
 
@@ -60,13 +80,18 @@ class Backbone(nn.Module):
         self.model = _without_embedding_gradients(model)
         layers: int = model.config.num_hidden_layers
         self._depths = sorted({-(-layers // 3), -(-2 * layers // 3), layers})
-        self.width: int = len(self._depths) * model.config.hidden_size
+        self.importance = torch.ones(len(self._depths) * model.config.hidden_size)
+        self.gradient_importance = torch.ones(0)
 
-    def read(self, **inputs: Tensor) -> tuple[Tensor, Tensor]:
-        """Return states [B, T, D], those of each depth of mean square 1; and the last as it is."""
+    @property
+    def width(self) -> int:
+        """D."""
+        return len(self.importance)
+
+    def read(self, **inputs: Tensor) -> tuple[list[Tensor], Tensor]:
+        """Return each depth's states [B, T, H], of mean square 1; and the last as they are."""
         states = self.model(**inputs, output_hidden_states=True).hidden_states
-        read = torch.cat([_normalised(states[depth]) for depth in self._depths], dim=-1)
-        return read, states[-1]
+        return [_normalised(states[depth]) for depth in self._depths], states[-1]
 
 
 @dataclass(frozen=True)
@@ -89,9 +114,10 @@ class Layers(Backbone):
         input_ids: Tensor,
         attention_mask: Tensor,
         completion_mask: Tensor,  # noqa: ARG002 - a causal state knows where it stands by itself
-    ) -> Tensor:
-        """Return states [B, T, D]."""
-        return self.read(input_ids=input_ids, attention_mask=attention_mask)[0]
+    ) -> Read:
+        """Read a batch."""
+        states, _ = self.read(input_ids=input_ids, attention_mask=attention_mask)
+        return Read(torch.cat(states, dim=-1))
 
 
 class AllLayers(Backbone):
@@ -99,8 +125,9 @@ class AllLayers(Backbone):
 
     A label is a product of gradients, and every gradient is linear in the errors e of predicting
     tokens: e = (mean of W over what was predicted) - W of what came, for the head's rows W, is the
-    gradient of a token's loss by the state h that it was predicted from. States alone do not hold
-    what came. Beside a token's states stand its loss, its e and the products of e with h.
+    gradient of a token's loss by the state that it was predicted from. States alone do not hold
+    what came. Beside a token's states stand its loss and its e, and a sample has a sketch of its
+    gradients at each depth; see `alinfik.distill.sketch`.
 
     Args:
         model: gives hidden states.
@@ -114,18 +141,24 @@ class AllLayers(Backbone):
         self.frequent = nn.Buffer(head[:_FREQUENT].clone())
         # So that errors are about as large as states.
         self._unit = float(head.square().mean().sqrt())
-        self.width += 2 * head.shape[1] + 1
+        size = head.shape[1]
+        self.sketch = GradientSketch(size, len(self._depths))
+        loss = torch.tensor([_LOSS_SHARE * size])
+        self.importance = torch.cat([self.importance, loss, torch.ones(size)])
+        # A depth's gradient counts as much as its state.
+        share = size * len(self._depths) / self.sketch.width
+        self.gradient_importance = torch.full((self.sketch.width,), share)
 
-    def forward(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor,
-        completion_mask: Tensor,  # noqa: ARG002 - see `Layers`
-    ) -> Tensor:
-        """Return states [B, T, D]."""
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, completion_mask: Tensor) -> Read:
+        """Read a batch."""
         states, last = self.read(input_ids=input_ids, attention_mask=attention_mask)
-        # What each token was predicted from; the first, by nothing, is never of a completion.
-        before = torch.cat([torch.zeros_like(last[:, :1]), last[:, :-1]], dim=1)
+        loss, error = self._errors(input_ids, _before(last))
+        counted = error * completion_mask.unsqueeze(-1)
+        gradients = self.sketch(counted, [_before(state) for state in states])
+        return Read(torch.cat([*states, loss, error], dim=-1), gradients)
+
+    def _errors(self, input_ids: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
+        """Return each token's loss [B, T, 1] and e [B, T, H], predicted from ``before``."""
         came = nn.functional.embedding(input_ids, self.head)
         others = before @ self.frequent.T
         own = (before * came).sum(dim=-1, keepdim=True)
@@ -135,8 +168,7 @@ class AllLayers(Backbone):
         total = logits.logsumexp(dim=-1, keepdim=True)
         chances = (logits - total).exp()
         expected = chances[..., :-1] @ self.frequent + chances[..., -1:] * came
-        error = (expected - came) / self._unit
-        return torch.cat([states, total - own, error, error * _normalised(before)], dim=-1)
+        return total - own, (expected - came) / self._unit
 
 
 class EncoderStates(Backbone):
@@ -146,10 +178,11 @@ class EncoderStates(Backbone):
         super().__init__(model)
         self._segments: bool = getattr(model.config, "type_vocab_size", 0) >= 2
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor, completion_mask: Tensor) -> Tensor:
-        """Return states [B, T, D]."""
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, completion_mask: Tensor) -> Read:
+        """Read a batch."""
         segments = {"token_type_ids": completion_mask} if self._segments else {}
-        return self.read(input_ids=input_ids, attention_mask=attention_mask, **segments)[0]
+        states, _ = self.read(input_ids=input_ids, attention_mask=attention_mask, **segments)
+        return Read(torch.cat(states, dim=-1))
 
 
 def build_backbone(family: str, llm: str, llm_reading: Reading) -> tuple[Backbone | None, Reading]:
@@ -241,6 +274,11 @@ def _without_embedding_gradients(model: PreTrainedModel) -> PreTrainedModel:
         if isinstance(module, nn.Embedding):
             module.requires_grad_(requires_grad=False)
     return model
+
+
+def _before(states: Tensor) -> Tensor:
+    """What each token was predicted from; the first, by nothing, is never of a completion."""
+    return torch.cat([torch.zeros_like(states[:, :1]), states[:, :-1]], dim=1)
 
 
 def _normalised(states: Tensor) -> Tensor:

@@ -69,9 +69,8 @@ def fit(
     Returns:
         None where that is the regressions, which had better be fitted to more samples.
     """
-    proxy.correction = Correction(proxy.backbone.width, data.labels.shape[1]).to(
-        next(proxy.parameters()).device
-    )
+    sizes = proxy.backbone.width, proxy.probe.in_features, data.labels.shape[1]
+    proxy.correction = Correction(*sizes).to(next(proxy.parameters()).device)
     run = _Run(proxy, data, plan)
     if state := checkpoint.load():
         run.restore(state["run"])

@@ -10,7 +10,6 @@ regressions do. Knows nothing of splits.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, cast
 
 import numpy as np
 import torch
@@ -18,10 +17,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from alinfik.command import progress
+from alinfik.distill.backbones import Read
 from alinfik.distill.batches import Batch, batched_by_length, halve_to_fit
 from alinfik.distill.calibrate import Scales
 from alinfik.distill.llm import choose_dtype
 from alinfik.distill.proxy import Estimate, Pooled, Proxy
+from alinfik.distill.ridge import best_penalties, fit_ridge
 from alinfik.distill.training_data import Training, token_targets
 
 _PENALTIES = np.logspace(0, 6, 13)
@@ -48,7 +49,8 @@ def fit_probes(
         pad_id: fills batches up.
     """
     read = _read(proxy, data, scales, batch_tokens, pad_id)
-    _set(proxy, _Ridge(read.probed, scales.samples.fit_labels(data.labels)), read.tokens)
+    labels = scales.samples.fit_labels(data.labels)
+    _set(proxy, _Ridge(read.probed, labels, proxy.importance), read.tokens)
 
 
 def cross_fit(
@@ -71,13 +73,13 @@ def cross_fit(
     """
     read = _read(proxy, data, scales, batch_tokens, pad_id)
     labels = scales.samples.fit_labels(data.labels)
-    whole = _Ridge(read.probed, labels)
+    whole = _Ridge(read.probed, labels, proxy.importance)
     _set(proxy, whole, read.tokens)
     estimates = np.empty_like(labels)
     number = np.array(folds)
     for fold in set(folds):
         left_out = number == fold
-        rest = _Ridge(read.probed[~left_out], labels[~left_out], whole.penalty)
+        rest = _Ridge(read.probed[~left_out], labels[~left_out], proxy.importance, whole.penalty)
         estimates[left_out] = rest.predict(read.probed[left_out])
     return Estimate(torch.tensor(estimates).float(), torch.empty(0), read.features, read.lengths)
 
@@ -111,9 +113,10 @@ def _read(proxy: Proxy, data: Training, scales: Scales, batch_tokens: int, pad_i
     def read(batch: Batch) -> tuple[Tensor, Pooled]:
         here = batch.to(device)
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=half):
-            states = proxy.backbone(here.input_ids, here.attention_mask, here.completion_mask)
-        states = states.float()
-        return states, proxy.pooled(states, here.attention_mask, here.completion_mask)
+            found: Read = proxy.backbone(here.input_ids, here.attention_mask, here.completion_mask)
+        gradients = None if found.gradients is None else found.gradients.float()
+        exact = Read(found.states.float(), gradients)
+        return exact.states, proxy.pooled(exact, here.attention_mask, here.completion_mask)
 
     with progress("read samples", count) as advance:
         for whole in batched_by_length(data.samples, batch_tokens, pad_id):
@@ -131,25 +134,20 @@ def _read(proxy: Proxy, data: Training, scales: Scales, batch_tokens: int, pad_i
 class _Ridge:
     """A ridge regression of labels [N, K] on inputs [N, P], each that varies of variance 1.
 
+    An input of ``importance`` [P] more than 1 is penalised less, as if there were so many of it.
     ``penalty`` [K] is chosen by leaving one sample out, unless it is given.
     """
 
-    def __init__(self, inputs: Floats, labels: Floats, penalty: Floats | None = None) -> None:
-        from sklearn.linear_model import Ridge, RidgeCV  # takes a second to load
-
+    def __init__(
+        self, inputs: Floats, labels: Floats, importance: Tensor, penalty: Floats | None = None
+    ) -> None:
         self._centre, deviation = inputs.mean(axis=0), inputs.std(axis=0)
         least = max(_LEAST_DEVIATION * float(np.median(deviation)), 1e-6)
-        self._deviation = deviation.clip(least)
-        standard = (inputs - self._centre) / self._deviation
-        # Its types know one penalty for all.
-        ridge = cast(
-            "Any",
-            RidgeCV(_PENALTIES, alpha_per_target=True)
-            if penalty is None
-            else Ridge(cast("float", penalty)),
-        ).fit(standard, labels)
-        self.penalty: Floats = np.atleast_1d(ridge.alpha_ if penalty is None else penalty)
-        self.weight: Floats = np.atleast_2d(ridge.coef_) / self._deviation
+        scale: Floats = importance.double().sqrt().numpy() / deviation.clip(least)
+        standard = (inputs - self._centre) * scale
+        self.penalty = best_penalties(standard, labels, _PENALTIES) if penalty is None else penalty
+        ridge = fit_ridge(standard, labels, self.penalty)
+        self.weight: Floats = np.atleast_2d(ridge.coef_) * scale
         """[K, P]"""
         self.bias: Floats = ridge.intercept_ - self.weight @ self._centre
         """[K]"""

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from alinfik.distill.backbones import Backbone
+from alinfik.distill.backbones import Backbone, Read
 
 # Width of the pooled features' hidden layer, and of the scalars that describe a sample's length.
 _HIDDEN = 256
@@ -25,8 +25,8 @@ class Pooled:
 
     Attributes:
         mean: of the completion's states, [B, D].
-        probed: what the probe is linear in, [B, 3 D + 2]: means of completion and prompt, the
-            deviation within the completion, and the lengths.
+        probed: what the probe is linear in, [B, P] of P = 3 D + 2 + G: means of completion and
+            prompt, the deviation within the completion, the lengths, and the gradients.
         lengths: [B, 2], logarithms of the completion's and the prompt's tokens, centred.
     """
 
@@ -58,14 +58,24 @@ class Proxy(nn.Module):
     Args:
         backbone: gives states; see `alinfik.distill.backbones`.
         targets: K.
+
+    Attributes:
+        importance: [P], how much each input of the probe counts for; see `Backbone`.
     """
 
     def __init__(self, backbone: Backbone, targets: int) -> None:
         super().__init__()
         width = backbone.width
         self.backbone = backbone
+        self.importance = torch.cat(
+            [
+                backbone.importance.repeat(3),
+                torch.ones(_LENGTH_FEATURES),
+                backbone.gradient_importance,
+            ]
+        )
         self.token_head = nn.Linear(width, targets)
-        self.probe = nn.Linear(3 * width + _LENGTH_FEATURES, targets)
+        self.probe = nn.Linear(len(self.importance), targets)
         # Solved, not trained: see `alinfik.distill.probe`.
         self.probe.requires_grad_(requires_grad=False)
         nn.init.zeros_(self.probe.weight)
@@ -83,20 +93,21 @@ class Proxy(nn.Module):
             attention_mask: int64 [B, T].
             completion_mask: int64 [B, T], with at least one 1 a row.
         """
-        states = self.backbone(input_ids, attention_mask, completion_mask)
-        pooled = self.pooled(states, attention_mask, completion_mask)
+        read: Read = self.backbone(input_ids, attention_mask, completion_mask)
+        pooled = self.pooled(read, attention_mask, completion_mask)
         samples = self.probe(pooled.probed)
         if self.correction is not None:
-            samples = samples + self.correction(states, completion_mask, pooled.probed)
+            samples = samples + self.correction(read.states, completion_mask, pooled.probed)
         return Estimate(
             samples=samples,
-            tokens=self.token_head(states),
+            tokens=self.token_head(read.states),
             features=pooled.mean,
             lengths=pooled.lengths,
         )
 
-    def pooled(self, states: Tensor, attention_mask: Tensor, completion_mask: Tensor) -> Pooled:
-        """Pool states [B, T, D] over completion and prompt."""
+    def pooled(self, read: Read, attention_mask: Tensor, completion_mask: Tensor) -> Pooled:
+        """Pool states over completion and prompt."""
+        states = read.states
         mask = completion_mask.to(states.dtype).unsqueeze(-1)
         before = attention_mask.to(states.dtype).unsqueeze(-1) - mask
         count, count_before = mask.sum(dim=1), before.sum(dim=1)
@@ -105,25 +116,25 @@ class Proxy(nn.Module):
         away = (states - mean.unsqueeze(1)) * mask
         deviation = (away.square().sum(dim=1) / count + _LEAST_VARIANCE).sqrt()
         lengths = log_lengths(count, count_before)
-        return Pooled(
-            mean=mean,
-            probed=torch.cat([mean, mean_before, deviation, lengths], dim=-1),
-            lengths=lengths,
-        )
+        probed = [mean, mean_before, deviation, lengths]
+        if read.gradients is not None:
+            probed.append(read.gradients)
+        return Pooled(mean=mean, probed=torch.cat(probed, dim=-1), lengths=lengths)
 
 
 class Correction(nn.Module):
     """What a small network adds to a linear probe, nothing before it is trained.
 
     Args:
-        width: of states.
+        width: D, of states.
+        probed: P, of what the probe is linear in.
         targets: K.
     """
 
-    def __init__(self, width: int, targets: int) -> None:
+    def __init__(self, width: int, probed: int, targets: int) -> None:
         super().__init__()
         self.attention = nn.Linear(width, targets)
-        self.hidden = nn.Linear(3 * width + _LENGTH_FEATURES + width, _HIDDEN)
+        self.hidden = nn.Linear(probed + width, _HIDDEN)
         self.last = nn.Linear(_HIDDEN, targets)
         nn.init.zeros_(self.last.weight)
         nn.init.zeros_(self.last.bias)

@@ -1,4 +1,4 @@
-"""Makes `model.int8.onnx` of `model.onnx`: the backbone's products of matrices in integers.
+"""Makes `model.int8.onnx` of `model.onnx`: the transformer's products of matrices in integers.
 
 Every row of activations, which is one token's, is rounded to 8 bits by its own largest number as it
 comes; every column of a matrix is rounded once. So a text's value does not depend on what else is
@@ -11,6 +11,7 @@ and two of 8 bits by 8 may pass these. With 7 they cannot, and the products are 
 CPU.
 """
 
+import ast
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +31,9 @@ _LARGEST_WEIGHT = 63
 _LEAST_SCALE = 1e-12
 
 _MATRIX = 2
+
+# Where torch's exporter says which modules a node is inside of, and last which operator it was.
+_MODULES = "pkg.torch.onnx.class_hierarchy"
 
 Floats = NDArray[np.float64]
 
@@ -75,8 +79,8 @@ def quantise(model: Path, quantised: Path) -> None:
     """Write ``quantised`` from ``model``, both ONNX files.
 
     In: the file that `export_onnx` writes. Out: the same inputs and outputs, with products of
-    integers in the place of every `MatMul` by a matrix that is not narrow. Past 1.5 GiB its
-    weights are in a file of their own, `….data`.
+    integers in the place of every `MatMul` of a transformer by a matrix that is not narrow. Past
+    1.5 GiB its weights are in a file of their own, `….data`.
     """
     whole = onnx.load(model)
     graph = whole.graph
@@ -84,7 +88,7 @@ def quantise(model: Path, quantised: Path) -> None:
     nodes: list[onnx.NodeProto] = []
     rounded: set[str] = set()
     for node in graph.node:
-        if node.op_type != "MatMul" or node.input[1] not in matrices:
+        if node.op_type != "MatMul" or node.input[1] not in matrices or _is_ours(node):
             nodes.append(node)
             continue
         rows, matrix = node.input
@@ -111,6 +115,15 @@ def quantise(model: Path, quantised: Path) -> None:
 
 def _is_wide(tensor: onnx.TensorProto) -> bool:
     return len(tensor.dims) == _MATRIX and min(tensor.dims) >= _NARROWEST
+
+
+def _is_ours(node: onnx.NodeProto) -> bool:
+    """Whether a module of this package multiplies: most of 4,096 chances would be rounded away."""
+    for entry in node.metadata_props:
+        if entry.key == _MODULES:
+            *_, module, _ = ["", *ast.literal_eval(entry.value)]
+            return module.startswith("alinfik.")
+    return False
 
 
 def _rounded(name: str) -> list[str]:

@@ -1,7 +1,7 @@
-"""Ridge regressions on sparse counts, however many samples there are.
+"""Ridge regressions, however many samples there are.
 
-In: inputs [N, D], sparse, and labels [N, K]. Out: scikit-learn's regression. Knows nothing of what
-is counted.
+In: inputs [N, D], sparse or dense, and labels [N, K]. Out: scikit-learn's regression. Knows nothing
+of what the inputs are.
 """
 
 from typing import Any, cast
@@ -25,8 +25,10 @@ def best_penalties(inputs: Any, labels: Floats, among: Floats) -> Floats:
 
 
 def fit_ridge(inputs: Any, labels: Floats, penalties: Floats | float) -> Any:
-    """Fit a regression by steps that take no more memory than the inputs do."""
+    """Fit a regression; of sparse inputs by steps that take no more memory than they do."""
+    from scipy.sparse import issparse
     from sklearn.linear_model import Ridge
 
-    # scikit-learn's types know dense inputs and one penalty for all.
-    return Ridge(cast("Any", penalties), solver="sparse_cg").fit(inputs, labels)
+    solver = "sparse_cg" if issparse(inputs) else "auto"
+    # scikit-learn's types know one penalty for all.
+    return Ridge(cast("Any", penalties), solver=solver).fit(inputs, labels)
