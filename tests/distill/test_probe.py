@@ -1,6 +1,5 @@
 """The probe finds in closed form what labels have in common with what a backbone reads."""
 
-
 import numpy as np
 import pytest
 import torch
