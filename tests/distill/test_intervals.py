@@ -1,7 +1,8 @@
 import numpy as np
+import pytest
 import torch
 
-from alinfik.distill.intervals import Spread, calibrated, conformal_width
+from alinfik.distill.intervals import Intervals, Spread, conformal_width
 
 
 def residuals_of(features: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -62,9 +63,43 @@ def test_copies_do_not_narrow_intervals() -> None:
     features = rng.standard_normal((120, 100))
     residuals = rng.standard_normal((120, 1)) ** 3
     folds = np.arange(120) % 5
-    _, alone = calibrated(features, residuals, folds.tolist())
-    twice = [np.concatenate([of, of]) for of in (features, residuals, folds)]
-    _, copied = calibrated(twice[0], twice[1], twice[2].tolist())
-    _, mixed = calibrated(twice[0], twice[1], (np.arange(240) % 7 % 5).tolist())
+
+    def multiple(repeats: int, folds: np.ndarray) -> float:
+        """Of values that are all one, so that there is one level."""
+        twice = np.tile(features, (repeats, 1)), np.tile(residuals, (repeats, 1))
+        found = Intervals(twice[0], np.zeros_like(twice[1]), twice[1], folds.tolist())
+        return float(found.multiples.max())
+
+    alone, copied = multiple(1, folds), multiple(2, np.tile(folds, 2))
+    mixed = multiple(2, np.arange(240) % 7 % 5)
     assert copied > 0.9 * alone
     assert mixed < 0.8 * copied
+
+
+def test_high_values_are_held_as_often_as_low_ones() -> None:
+    """Errors that grow with the value alone, which no feature tells."""
+    rng = np.random.default_rng(5)
+
+    def draw(count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        values = rng.standard_normal((count, 2))
+        errors = rng.standard_normal((count, 2)) * np.where(values > 1, 4.0, 1.0)
+        return rng.standard_normal((count, 3)), values, errors
+
+    features, values, errors = draw(1500)
+    intervals = Intervals(features, values, errors, (np.arange(1500) % 5).tolist())
+    features, values, errors = draw(20_000)
+    width = intervals(*(torch.tensor(one, dtype=torch.float32) for one in (features, values)))
+    held = np.abs(errors) <= width.numpy()
+    for side in (values > 1.3, values < 0.7):
+        assert 0.87 < held[side].mean() < 0.93
+
+
+@pytest.mark.parametrize("count", [30, 250])
+def test_values_that_are_all_one_have_one_width(count: int) -> None:
+    rng = np.random.default_rng(6)
+    residuals = rng.standard_normal((count, 1))
+    folds = (np.arange(count) % 5).tolist()
+    intervals = Intervals(np.zeros((count, 1)), np.ones((count, 1)), residuals, folds)
+    width = intervals(torch.zeros(3, 1), torch.tensor([[0.0], [1.0], [2.0]]))
+    assert width.isfinite().all()
+    assert (np.abs(residuals) <= float(width[1])).mean() >= 0.9

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from alinfik.distill.intervals import Spread
+from alinfik.distill.intervals import Intervals
 from alinfik.distill.proxy import Estimate
 from alinfik.distill.settings import Reduction
 from alinfik.distill.strangeness import Strangeness
@@ -108,8 +108,7 @@ class ServedModel(nn.Module):
     Args:
         proxy: trained: a `Blend` or a `Bag`.
         scale: the scale that it was trained on.
-        spread: how large a residual to expect, from `described`.
-        half_width: [K], in the label's unit, of a sample of middling spread.
+        intervals: how wide they are, from `described` and the values.
         strangeness: gives the out-of-distribution score.
     """
 
@@ -117,15 +116,13 @@ class ServedModel(nn.Module):
         self,
         proxy: nn.Module,
         scale: FittedScale,
-        spread: Spread,
-        half_width: Floats,
+        intervals: Intervals,
         strangeness: Strangeness,
     ) -> None:
         super().__init__()
         self.proxy = proxy
         self.scale = scale
-        self.spread = spread
-        self.half_width = nn.Buffer(torch.tensor(half_width, dtype=torch.float32))
+        self.intervals = intervals
         self.strangeness = strangeness
 
     def forward(
@@ -134,7 +131,7 @@ class ServedModel(nn.Module):
         """Return value, lower, upper [B, K] in the label's unit, and ood [B]."""
         estimate: Estimate = self.proxy(input_ids, attention_mask, completion_mask)
         value = self.scale.restore(estimate.samples)
-        half_width = self.half_width * self.spread(described(estimate))
+        half_width = self.intervals(described(estimate), value)
         return (
             value,
             value - half_width,

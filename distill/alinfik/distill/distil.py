@@ -19,7 +19,7 @@ from alinfik.distill.calibrate import Scales, ServedModel, TokenModel, described
 from alinfik.distill.checkpoint import Checkpoint
 from alinfik.distill.encoding import Encoded, Encoder
 from alinfik.distill.fit import Plan, estimate, fit, learn_scales
-from alinfik.distill.intervals import calibrated
+from alinfik.distill.intervals import Intervals
 from alinfik.distill.labels import Labels
 from alinfik.distill.llm import choose_device
 from alinfik.distill.probe import cross_fit
@@ -109,9 +109,9 @@ def distil(
         proxy, found = blend(network, found, words, heard, fitted)
     values = scales.samples.restore(found.samples).double().numpy()
     residuals = values - data.labels[judged]
-    spread, half_width = calibrated(described(found).double().numpy(), residuals, fold)
+    intervals = Intervals(described(found).double().numpy(), values, residuals, fold)
     strangeness = learn_strangeness(encoder, labels.take(rest).rows)
-    served = ServedModel(proxy, scales.samples, spread, half_width, strangeness)
+    served = ServedModel(proxy, scales.samples, intervals, strangeness)
     tokens = _token_model(proxy, scales, labels)
     return Distilled(served.eval(), tokens and tokens.eval(), reading, data.samples, values)
 

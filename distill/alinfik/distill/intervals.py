@@ -1,10 +1,11 @@
 """How far a value may be from its label: intervals that are wide where the proxy errs.
 
 In: residuals of samples that were not trained on. Out: a module that says how wide every sample's
-interval is to be, and the width. Split conformal prediction with a normalised score (Lei et al.
-2018, section 5.2, arXiv 1604.04173): a small regression says how large a residual to expect, and
-the multiple of it that covers is found on samples that a regression fitted to the others judged
-(cross-conformal prediction, Vovk 2015). Knows nothing of the proxy.
+interval is to be. Split conformal prediction with a normalised score (Lei et al. 2018, section 5.2,
+arXiv 1604.04173): a small regression says how large a residual to expect, and the multiple of it
+that covers is found on samples that a regression fitted to the others judged (cross-conformal
+prediction, Vovk 2015), for low values and high ones apart (Mondrian conformal prediction, Vovk et
+al. 2005, section 4.5). Knows nothing of the proxy.
 """
 
 import math
@@ -22,6 +23,10 @@ COVERAGE = 0.9
 # Of a middling root: no regression on a few hundred samples can promise less.
 _FLOOR = 0.2
 _PENALTIES = np.logspace(0, 6, 13)
+
+# Levels of value that have multiples of their own, and of how many samples each at least.
+_LEVELS = 10
+_FEWEST = 100
 
 
 class Spread(nn.Module):
@@ -56,14 +61,42 @@ class Spread(nn.Module):
         return roots.clamp(min=_FLOOR).square()
 
 
-def calibrated(features: Floats, residuals: Floats, folds: Sequence[int]) -> tuple[Spread, Floats]:
-    """Return how wide a sample's intervals are to be, and the half-width [K] of a middling one.
+class Intervals(nn.Module):
+    """Half-widths of intervals that hold the label nine times in ten, whatever the value.
 
     Args:
         features: [N, F], of samples that the proxy was not trained on.
-        residuals: [N, K], of the same.
+        values: [N, K], what it says of them, in the label's unit.
+        residuals: [N, K], value minus label.
         folds: N, the number of each sample's fold; what is alike is in one.
     """
+
+    def __init__(
+        self, features: Floats, values: Floats, residuals: Floats, folds: Sequence[int]
+    ) -> None:
+        super().__init__()
+        scores = _scores(features, residuals, folds)
+        count = max(1, min(_LEVELS, len(values) // _FEWEST))
+        edges = np.quantile(values, np.arange(1, count) / count, axis=0)
+        level = (values > edges[:, np.newaxis]).sum(axis=0)
+        # Where many values are one, there are levels that nothing is of.
+        multiples = np.tile(conformal_width(scores), (count, 1))
+        for number, target in np.ndindex(multiples.shape):
+            here = level[:, target] == number
+            if here.any():
+                multiples[number, target] = conformal_width(scores[here, target])
+        self.spread = Spread(features, residuals)
+        self.edges = nn.Buffer(torch.tensor(edges, dtype=torch.float32))
+        self.multiples = nn.Buffer(torch.tensor(multiples, dtype=torch.float32))
+
+    def forward(self, features: Tensor, values: Tensor) -> Tensor:
+        """Return half-widths [B, K] for features [B, F] and values [B, K]."""
+        level = (values > self.edges.unsqueeze(1)).sum(dim=0)
+        return self.multiples.gather(0, level) * self.spread(features)
+
+
+def _scores(features: Floats, residuals: Floats, folds: Sequence[int]) -> Floats:
+    """Absolute residuals over the size that a regression fitted to the other folds expects."""
     scores = np.empty_like(residuals)
     number = np.array(folds)
     for fold in set(folds):
@@ -71,7 +104,7 @@ def calibrated(features: Floats, residuals: Floats, folds: Sequence[int]) -> tup
         spread = Spread(features[~judged], residuals[~judged])
         sizes = spread(torch.tensor(features[judged], dtype=torch.float32)).double().numpy()
         scores[judged] = np.abs(residuals[judged]) / sizes
-    return Spread(features, residuals), conformal_width(scores)
+    return scores
 
 
 def conformal_width(scores: Floats, coverage: float = COVERAGE) -> Floats:
