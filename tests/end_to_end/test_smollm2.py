@@ -50,6 +50,7 @@ def labels(directory: Path) -> Labels:
         *("--target", f"arithmetic={target}"),
         *("--pool", write(directory / "pool.jsonl", pool)),
         *("--token-limit", "64"),
+        *("--ceiling-samples", "0"),
         *("--out", directory / "labels"),
     )
     return read_labels(directory / "labels")

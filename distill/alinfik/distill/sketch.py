@@ -18,7 +18,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-# Numbers on either side; half of them lose a hundredth of rank correlation.
+# Numbers on either side; with half of them up to a hundredth of rank correlation is lost.
 _SIDE = 64
 _LEAST_NORM = 1e-6
 
