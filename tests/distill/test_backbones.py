@@ -13,7 +13,7 @@ from transformers import (
     RobertaConfig,
 )
 
-from alinfik.distill.backbones import Reading, build_backbone
+from alinfik.distill.backbones import Backbone, Reading, build_backbone
 from alinfik.distill.llm import ModelError, load_fast_tokenizer
 from alinfik.v1 import Encoding
 from tests.distill.tiny_llm import VOCABULARY, gemma3_with_vision, llama, write_encoder, write_llm
@@ -56,16 +56,21 @@ def test_the_first_layers_of_a_model_that_sees_are_those_that_read(
     assert read.states.shape == (2, 5, 2 * 32)
 
 
+def _all_layers(directory: Path) -> Backbone:
+    llm = Reading(load_fast_tokenizer(str(directory)).backend_tokenizer, Encoding())
+    backbone, _ = build_backbone("layers:3", str(directory), llm)
+    assert backbone is not None
+    return backbone
+
+
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("frequent", [100, VOCABULARY])
 def test_all_layers_tell_the_loss_of_each_token_and_its_gradient(
     frequent: int, tied: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     directory = write_llm(tmp_path / "llm", llama(tied=tied))
-    llm = Reading(load_fast_tokenizer(str(directory)).backend_tokenizer, Encoding())
     monkeypatch.setattr("alinfik.distill.backbones._FREQUENT", frequent)
-    backbone, _ = build_backbone("layers:3", str(directory), llm)
-    assert backbone is not None
+    backbone = _all_layers(directory)
     ids = torch.randint(3, VOCABULARY, (2, 7))
     states = backbone(ids, torch.ones_like(ids), torch.ones_like(ids)).states[:, 1:]
     assert states.shape[-1] == backbone.width
@@ -86,10 +91,8 @@ def test_all_layers_know_the_gradients_of_a_layer_after_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     directory = write_llm(tmp_path / "llm", llama(tied=True))
-    llm = Reading(load_fast_tokenizer(str(directory)).backend_tokenizer, Encoding())
     monkeypatch.setattr("alinfik.distill.backbones._FREQUENT", VOCABULARY)
-    backbone, _ = build_backbone("layers:3", str(directory), llm)
-    assert backbone is not None
+    backbone = _all_layers(directory)
     ids = torch.randint(3, VOCABULARY, (4, 9))
     completion = (torch.arange(9) >= torch.tensor([[4], [6], [1], [8]])).long()
     sketches = backbone(ids, torch.ones_like(ids), completion).gradients

@@ -139,7 +139,7 @@ def _llm(settings: Train, labels: Labels) -> tuple[str, Reading]:
 def _checkpoint(settings: Train, labels: Labels) -> Checkpoint:
     key = {
         # Of the proxy's parameters, by their names.
-        "format": 3,
+        "format": 4,
         "settings": settings.model_dump(mode="json"),
         "labels": [labels.table[f"label_{name}"].to_pylist() for name in labels.names],
     }
