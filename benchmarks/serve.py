@@ -8,9 +8,9 @@ One run, six minutes on two cores, which the server and its load generator share
     closed loops   `Score` with 1, 8 and 32 samples a request, and `ScoreStream` with 64 a request
                    on one stream and on four; 256 samples being unanswered in all, 128 or 192 where
                    the model takes seconds for as many, and on four streams two requests on each
-    open loops     `Score` at 50, 80 and 300 % of what the closed loop of that size reached: Poisson
-                   arrivals that wait for nobody, latency from the moment a request was due, no
-                   retries
+    open loops     `Score` at 50, 80 and 300 % of what the closed loop of that size reached, and
+                   with one sample a request at 80 %: Poisson arrivals that wait for nobody, latency
+                   from the moment a request was due, no retries
 
 with real texts, `fresh.jsonl` of `benchmarks.pool`. None is sent twice, since a server may remember
 what it has valued: six letters that count up stand at the place of each completion's first six
@@ -22,10 +22,12 @@ on the CPU with its defaults. Two tables, and a JSON object as the last line:
     unary32_ratio       the same by Score with 32 samples a request                       >= 0.85
     goodput_ratio_300   samples valued a second at 300 % over the most that requests of
                         that size reached otherwise                                       >= 0.95
-    p99_over_batch_80   p99 at 80 % over the time of one of the server's full batches in
-                        the model, with as many at a time as the server runs               < 4
+    p99_over_batch_80   p99 at 80 %, one sample a request, over the time of one of the
+                        server's full batches in the model, with as many at a time as the
+                        server runs                                                        < 4
     p99_over_queue_80   the same p99 over that of a flawless server for the same arrivals: one that
                         values them one by one at the limit's speed and never rests
+    ..._80_of_8         both for the open loop with 8 samples a request, or more
     refusal_ms_p50      median time to RESOURCE_EXHAUSTED at 300 %                        <= 50
     retry_info          share of refusals that say when to come back                      >= 1
     memory_ratio_300    most memory (RSS) at 300 % over that when it began
@@ -147,15 +149,11 @@ class Bench:
             size *= 2
         if f"score{size}" not in self.points:
             self._score(size)
-        capacity = self.points[f"score{size}"].load.goodput
-        loads = {f"open{percent}": (percent, self._seconds) for percent in (50, 80, 300)}
+        self._open("open80single", 1, 80)
+        for percent in (50, 80, 300):
+            self._open(f"open{percent}", size, percent)
         if soak_seconds:
-            loads["soak"] = 300, soak_seconds
-        for name, (percent, seconds) in loads.items():
-            rate = capacity / size * percent / 100
-            requests = self._traffic.requests(size)
-            label = f"Score of {size}, {percent} % load, {seconds:.0f} s"
-            self._run(name, label, self._generator.open_loop(requests, rate, seconds))
+            self._open("soak", size, 300, soak_seconds)
 
     def stream(self, streams: int) -> None:
         """Keep so many streams busy."""
@@ -175,6 +173,12 @@ class Bench:
         callers = self._in_flight // size
         load = self._generator.closed_loop(self._traffic.requests(size), callers, self._seconds)
         self._run(f"score{size}", f"Score of {size}, {callers} callers", load)
+
+    def _open(self, name: str, size: int, percent: int, seconds: float | None = None) -> None:
+        rate = self.points[f"score{size}"].load.goodput / size * percent / 100
+        seconds = seconds or self._seconds
+        load = self._generator.open_loop(self._traffic.requests(size), rate, seconds)
+        self._run(name, f"Score of {size}, {percent} % load, {seconds:.0f} s", load)
 
     def _run(self, name: str, label: str, load: Coroutine[Any, Any, Load]) -> None:
         with usage(self._server.process) as used:

@@ -100,7 +100,6 @@ def loads(limit: Limit, points: Mapping[str, Point], opinion: Opinion | None) ->
 def figures(limit: Limit, way: tuple[int, int], points: Mapping[str, Point]) -> dict[str, float]:
     """What the run comes to; `benchmarks.serve` says what each figure is."""
     rates = {name: point.load.goodput for name, point in points.items()}
-    busy = points["open80"].load
     overload, usage = points["open300"].load, points["open300"].usage
     size = max(answer.valued for answer in overload.answers)
     peak = max(rates[name] for name in (f"score{size}", "open50", "open80"))
@@ -123,10 +122,13 @@ def figures(limit: Limit, way: tuple[int, int], points: Mapping[str, Point]) -> 
             ("unary32", "score32"),
         )
     }
+    found["goodput_ratio_300"] = rates["open300"] / peak
+    for name, point in (("", "open80single"), (f"_of_{size}", "open80")):
+        busy = points[point].load
+        p99, queued = busy.latency_ms(99)[0], busy.queued_ms(99, limit.samples_per_second)
+        found[f"p99_over_batch_80{name}"] = p99 / full_batch_ms
+        found[f"p99_over_queue_80{name}"] = p99 / queued
     found |= {
-        "goodput_ratio_300": rates["open300"] / peak,
-        "p99_over_batch_80": busy.latency_ms(99)[0] / full_batch_ms,
-        "p99_over_queue_80": busy.latency_ms(99)[0] / busy.queued_ms(99, limit.samples_per_second),
         "refused_300": overload.refused,
         "refusal_ms_p50": overload.latency_ms(50, status=REFUSED)[0],
         "retry_info": overload.retry_info,

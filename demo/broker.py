@@ -45,12 +45,14 @@ class Broker:
         description: which broker it is, and why this one.
         replicas: of each partition of the topics that it creates.
         directory: data and log, from entry to exit.
+        pid: of the process and of its group, once it is started.
     """
 
     description = ""
     replicas = 1
     directory: Path
     log: Path
+    pid: int
 
     def __init__(self) -> None:
         self.port = free_port()
@@ -94,6 +96,7 @@ class Broker:
                 stderr=log,
                 start_new_session=True,
             )
+        self.pid = self._process.pid
         deadline = time.monotonic() + START_SECONDS
         while time.monotonic() < deadline:
             if self._process.poll() is not None:

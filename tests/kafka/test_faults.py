@@ -116,12 +116,15 @@ def test_a_process_that_cannot_be_started_is_tried_again(stream, tiny_bundle, mo
     assert "kafka pipeline failed" in [entry["event"] for entry in logs]
 
 
-def test_a_server_that_is_killed_takes_its_kafka_process_along(stream, tiny_bundle):
+def test_the_kafka_process_gives_way_to_calls_and_ends_with_a_server_that_is_killed(
+    stream, tiny_bundle
+):
     send(stream.broker, stream.samples, samples(3, stream.partitions))
     with running_server(tiny_bundle, *flags(stream.settings(tiny_bundle))) as server:
         read(stream.broker, stream.valuations, 3)
-        children = psutil.Process(server.process.pid).children()
-        assert children
+        ours = psutil.Process(server.process.pid)
+        children = ours.children()
+        assert max(child.nice() for child in children) > ours.nice()
         server.process.kill()
         _, alive = psutil.wait_procs(children, WAIT_SECONDS)
     assert not alive
