@@ -88,8 +88,8 @@ def cross_fit(
 class _Reading:
     """What N samples come to."""
 
-    probed: Floats
-    """[N, P], what the probe is linear in."""
+    probed: NDArray[np.float32]
+    """[N, P], what the probe is linear in: by far the most of what fitting holds in memory."""
     features: Tensor
     """[N, D]"""
     lengths: Tensor
@@ -128,7 +128,7 @@ def _read(proxy: Proxy, data: Training, scales: Scales, batch_tokens: int, pad_i
                     mask, values = token_targets(data, batch)
                     tokens.add(states[mask.to(device)], scales.tokens.fit(values.to(device)))
                 advance(len(batch.indices))
-    return _Reading(probed.double().numpy(), features, lengths, tokens)
+    return _Reading(probed.numpy(), features, lengths, tokens)
 
 
 class _Ridge:
@@ -139,20 +139,26 @@ class _Ridge:
     """
 
     def __init__(
-        self, inputs: Floats, labels: Floats, importance: Tensor, penalty: Floats | None = None
+        self,
+        inputs: NDArray[np.float32],
+        labels: Floats,
+        importance: Tensor,
+        penalty: Floats | None = None,
     ) -> None:
-        self._centre, deviation = inputs.mean(axis=0), inputs.std(axis=0)
+        centre: Floats = inputs.mean(axis=0, dtype=np.float64)
+        standard: Floats = inputs - centre
+        deviation = np.sqrt(np.einsum("np,np->p", standard, standard) / len(standard))
         least = max(_LEAST_DEVIATION * float(np.median(deviation)), 1e-6)
         scale: Floats = importance.double().sqrt().numpy() / deviation.clip(least)
-        standard = (inputs - self._centre) * scale
+        standard *= scale
         self.penalty = best_penalties(standard, labels, _PENALTIES) if penalty is None else penalty
         ridge = fit_ridge(standard, labels, self.penalty)
         self.weight: Floats = np.atleast_2d(ridge.coef_) * scale
         """[K, P]"""
-        self.bias: Floats = ridge.intercept_ - self.weight @ self._centre
+        self.bias: Floats = ridge.intercept_ - self.weight @ centre
         """[K]"""
 
-    def predict(self, inputs: Floats) -> Floats:
+    def predict(self, inputs: NDArray[np.float32]) -> Floats:
         """Estimates [N, K]."""
         return inputs @ self.weight.T + self.bias
 

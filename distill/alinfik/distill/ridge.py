@@ -25,10 +25,11 @@ def best_penalties(inputs: Any, labels: Floats, among: Floats) -> Floats:
 
 
 def fit_ridge(inputs: Any, labels: Floats, penalties: Floats | float) -> Any:
-    """Fit a regression; of sparse inputs by steps that take no more memory than they do."""
+    """Fit a regression in no more memory than the inputs take; dense ones are centred in place."""
     from scipy.sparse import issparse
     from sklearn.linear_model import Ridge
 
-    solver = "sparse_cg" if issparse(inputs) else "auto"
+    sparse = issparse(inputs)
+    solver = "sparse_cg" if sparse else "auto"
     # scikit-learn's types know one penalty for all.
-    return Ridge(cast("Any", penalties), solver=solver).fit(inputs, labels)
+    return Ridge(cast("Any", penalties), solver=solver, copy_X=sparse).fit(inputs, labels)
