@@ -178,6 +178,8 @@ def test_a_broken_line_says_how_to_go_on_once_it_is_mended(stream, ingest_lines,
     assert said.endswith("; 41 samples were sent; --skip 41 goes on\n")
     assert ingest_lines(lines, "--skip", "41") == 0
     assert "ingest: 2/2 in" in capsys.readouterr().err
+    assert ingest_lines(lines[:5], "--skip", "41") == 2
+    assert "has 5 samples, and --skip is 41" in capsys.readouterr().err
     sent = [int(record.key) for record in read(stream.broker, stream.samples)]
     assert sorted(sent) == list(range(43))
 

@@ -21,7 +21,7 @@ from alinfik.client.kafka_connection import KafkaConnection
 from alinfik.client.samples import count_samples, read_samples
 from alinfik.client.score import score_file
 from alinfik.client.watch import show_valuations
-from alinfik.command import progress, run
+from alinfik.command import CommandError, progress, run
 
 _FILE = Field(
     description="JSONL or CSV file, .gz too, or a Parquet file; - is JSONL on standard input."
@@ -165,8 +165,12 @@ class Ingest(KafkaConnection):
         """Send the file."""
         brokers = self.brokers()
         count = count_samples(self.file)
-        total = None if count is None else max(0, count - self.skip)
-        with progress("ingest", total) as advance:
+        if count is not None and count < self.skip:
+            raise CommandError(
+                f"{self.file} has {count} samples, and --skip is {self.skip}: is it the file that "
+                "the run before was of?"
+            )
+        with progress("ingest", None if count is None else count - self.skip) as advance:
             ingest(
                 read_samples(self.file),
                 bootstrap=brokers.bootstrap,
