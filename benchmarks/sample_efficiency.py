@@ -27,6 +27,7 @@ from alinfik.distill.batches import batched_by_length
 from alinfik.distill.checkpoint import Checkpoint
 from alinfik.distill.commands import Train
 from alinfik.distill.distil import distil
+from alinfik.distill.encoding import Encoder
 from alinfik.distill.fit import Plan
 from alinfik.distill.labels import Labels, read_labels
 from alinfik.distill.llm import load_fast_tokenizer, model_source
@@ -85,13 +86,12 @@ def fidelity(family: str, labels: Labels, parts: Parts, held_out: Labels) -> lis
         batch_tokens=settings["batch_tokens"].default,
         pad_id=reading.encoding.pad_id,
         seed=0,
-        families=family_names(labels.rows, "group"),
     )
-    data = training_data(labels, llm, reading)
+    data = training_data(labels, family_names(labels.rows, "group"), llm, reading)
     with TemporaryDirectory() as scratch:
         checkpoint = Checkpoint(Path(scratch) / "proxy", {})
         served = distil(backbone, reading, labels, data, parts, plan, checkpoint).served
-    samples = training_data(held_out, llm, reading).samples
+    samples = Encoder(reading.tokenizer, reading.encoding).encode(held_out.rows)
     values = np.zeros_like(held_out.values)
     for batch in batched_by_length(samples, 2048, plan.pad_id):
         found = served(batch.input_ids, batch.attention_mask, batch.completion_mask)

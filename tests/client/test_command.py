@@ -9,6 +9,7 @@ from google.rpc.error_details_pb2 import BadRequest
 from alinfik.v1 import (
     ActivateBundleRequest,
     ActivateBundleResponse,
+    BundleManifest,
     BundleSummary,
     ExplainResponse,
     Explanation,
@@ -53,7 +54,11 @@ def test_an_unknown_target_or_bundle_is_one_line(alinfik, pool, address):
         (["--out", "/tmp"], "--out /tmp is a directory; give a file in it"),  # noqa: S108
         (["--out", "x.txt"], "--out x.txt: give a file that ends in .jsonl, .csv or .parquet"),
         (["--token-file", "/no/file"], "/no/file cannot be read (No such file or directory)"),
-        (["--token-file", "/dev/null"], "a token is printable ASCII without spaces, and not"),
+        (["--token-file", "/dev/null"], "--token-file /dev/null is empty"),
+        (
+            ["--timeout-seconds", "inf"],
+            "a timeout of inf s: give more than 0 and at most",
+        ),
         (["--tls-ca", "/no/file"], "/no/file cannot be read (No such file or directory)"),
         (["--tls-ca", "/dev/null"], "/dev/null is no PEM file"),
         (["--tls-key", "/dev/null"], "a TLS key needs its certificate beside it"),
@@ -79,7 +84,9 @@ def test_an_unreachable_broker_is_one_line(alinfik, pool):
 @pytest.mark.parametrize(
     ("flags", "says"),
     [
-        (["list", "--since", "yesterday"], "--since: Input should be a valid datetime"),
+        (["list", "--since", "yesterday"], "--since: give a time such as 2026-05-01T12:00:00Z"),
+        # Seconds since 1970, to pydantic.
+        (["list", "--until", "1777636800"], "--until: give a time such as 2026-05-01T12:00:00Z"),
         (["list", "--start-at", "3"], "--start-at: give PARTITION:OFFSET, for instance 2:1041"),
         (["show", "3:-1"], "--place: give PARTITION:OFFSET, for instance 2:1041"),
         (["resubmit"], "standard input is no terminal to ask on: give --yes to send, --dry-run"),
@@ -183,6 +190,18 @@ def test_explain_shows_text_on_colours_on_a_terminal(pool):
     assert "\x1b[30;48;2;255;0;0m24 clips.\x1b[0m" in seen
 
 
+def test_explain_keeps_to_the_bundle_that_it_began_with(alinfik, pool):
+    asked = []
+
+    def explain(request, context):
+        asked.append(request.bundle_id)
+        return explains(request, context)
+
+    with odd_server(explain=explain, bundle=BundleManifest(bundle_id="first")) as address:
+        assert alinfik("explain", pool(*GOOD), "--address", address).returncode == 0
+    assert asked == ["first", "first"]
+
+
 def test_explain_without_token_values_is_one_line(alinfik, pool):
     def explain(_, context):
         abort(context, grpc.StatusCode.FAILED_PRECONDITION, "the bundle has no token values")
@@ -250,6 +269,10 @@ def test_a_token_is_read_from_a_file_or_the_environment(alinfik, pool, tmp_path,
         assert alinfik(*score, "--token-file", tmp_path / "token").returncode == 0
         line = one_line(alinfik("info", "--address", "192.0.2.1:1"), 2)
         assert "192.0.2.1:1: the token would travel in clear" in line
+        for content, says in ((b"\xff", "is no text"), (b"\n", "is empty")):
+            (tmp_path / "none").write_bytes(content)
+            line = one_line(alinfik(*score, "--token-file", tmp_path / "none"), 2)
+            assert f"--token-file {tmp_path / 'none'} {says}" in line
     assert seen == [None, "Bearer of-environment", "Bearer of-file"]
 
 

@@ -56,6 +56,25 @@ def dead(source, largest=1_000_000):
     return Consumed("samples.dlq", 1, 7, out.timestamp, out.key, out.value, headers)
 
 
+def test_the_trace_that_the_server_names_is_not_sent_again():
+    theirs, ours = ("traceparent", b"of the producer"), ("traceparent", b"of the server")
+    source = Consumed("samples", 0, 3, 0, b"k", b"{", (theirs,))
+    letter = records.DeadLetter("bad_json", "not JSON")
+    out = records.dead_letter_record(letter, source, 1_000_000, [ours])
+    record = Consumed("samples.dlq", 1, 7, out.timestamp, out.key, out.value, tuple(out.headers))
+    sent = resubmission(read_dead_letter(record), None, 3)
+    assert isinstance(sent, Resubmission)
+    assert sent.headers == [theirs, ("alinfik-attempt", b"1")]
+
+
+def test_a_key_is_found_by_its_own_name():
+    source = Consumed("samples", 0, 3, 0, b"wiki[12]", b"{", ())
+    letter = read_dead_letter(dead(source))
+    assert Selection(keys=["wiki[12]"]).takes(letter)
+    assert Selection(keys=["wiki*"]).takes(letter)
+    assert not Selection(keys=["wiki[13]"]).takes(letter)
+
+
 @given(consumed)
 def test_any_record_is_read(record):
     letter = read_dead_letter(record)

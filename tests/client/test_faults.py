@@ -1,5 +1,6 @@
 """What either client makes of refusals and faults. Each test runs twice, as in test_client."""
 
+import asyncio
 import itertools
 import threading
 
@@ -10,6 +11,7 @@ from google.rpc.error_details_pb2 import BadRequest, RetryInfo
 from google.rpc.status_pb2 import Status
 
 from alinfik.client import (
+    AsyncClient,
     DeadlineExceededError,
     FailedPreconditionError,
     InvalidRequestError,
@@ -237,3 +239,39 @@ def test_an_answer_of_another_length_is_an_error(client):
         pytest.raises(ServerError, match="0 results for 2 samples"),
     ):
         client.score(address, SAMPLES)
+
+
+def test_a_client_that_is_closed_ends_its_calls_with_an_error():
+    """The asyncio client alone: gRPC ends them as if their tasks had been cancelled."""
+    release = threading.Event()
+
+    def score(request, _):
+        release.wait(20)
+        return valued(request)
+
+    def score_stream(requests, _):
+        release.wait(20)
+        yield valued(next(requests))
+
+    async def closed(address):
+        client = AsyncClient(address)
+
+        async def stream():
+            return [scored async for scored in client.score_stream(SAMPLES)]
+
+        tasks = [asyncio.create_task(one) for one in (client.score(SAMPLES), stream())]
+        await asyncio.sleep(0.2)
+        await client.close()
+        return await asyncio.gather(*tasks, return_exceptions=True)
+
+    with odd_server(score, score_stream) as address:
+        errors = asyncio.run(closed(address))
+        release.set()
+    assert [type(error) for error in errors] == [ServerError, ServerError]
+    assert str(errors[0]) == f"{address}: the client was closed"
+
+
+@pytest.mark.parametrize("seconds", [0, -1, float("nan"), float("inf"), 1e10])
+def test_a_timeout_that_gRPC_cannot_count_is_refused(client, seconds):  # noqa: N802
+    with pytest.raises(ValueError, match="give more than 0 and at most 1,000,000"):
+        client.score("127.0.0.1:1", SAMPLES, timeout_seconds=seconds)

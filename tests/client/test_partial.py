@@ -110,10 +110,11 @@ def test_every_format_holds_the_same(tmp_path_factory, scored):
             assert row["error"] is None
 
 
-def scored(sample_id, bundle_id="b", targets=TARGETS):
+def scored(sample_id, bundle_id="b", targets=TARGETS, text=""):
     values = [TargetValue(target=target) for target in targets]
     return Scored(
-        Sample(id=sample_id), Valuation(sample_id=sample_id, bundle_id=bundle_id, values=values)
+        Sample(id=sample_id, completion=text),
+        Valuation(sample_id=sample_id, bundle_id=bundle_id, values=values),
     )
 
 
@@ -122,6 +123,7 @@ def scored(sample_id, bundle_id="b", targets=TARGETS):
     [
         ([scored("1"), scored("x")], "line 2 is for the sample 'x' where it is '2' now. Remove"),
         ([scored("1"), scored("2"), scored("3")], "line 3 is for the sample '3' where there is"),
+        ([scored("1", text="x")], "line 1 is for the sample '1' when it had another text. Remove"),
         ([scored("1", "a")], "line 1 is by bundle a, and the values would be by b now; --bundle a"),
         ([scored("1", targets=["mbpp"])], "line 1 is for other targets (mbpp)"),
     ],
@@ -144,15 +146,29 @@ def test_a_file_that_no_run_wrote_is_left_alone(tmp_path, line):
     assert (tmp_path / "values.csv.partial").read_text() == line + "\n"
 
 
-@pytest.mark.parametrize("suffix", SUFFIXES)
-def test_two_runs_at_once_do_not_mix(tmp_path, suffix):
-    out = tmp_path / f"values{suffix}"
+def test_a_run_that_is_interrupted_at_once_keeps_what_there_was(tmp_path):
+    out = tmp_path / "values.jsonl"
+    died(out, [scored("1"), scored("2")], 2)
+    with pytest.raises(KeyboardInterrupt):  # noqa: SIM117
+        with Partial(out, "b", TARGETS):
+            raise KeyboardInterrupt
+    assert len((tmp_path / "values.jsonl.partial").read_bytes().splitlines()) == 2
+
+
+def test_a_run_beside_another_is_refused_and_does_no_harm(tmp_path):
+    out = tmp_path / "values.jsonl"
+    with Partial(out, "b", TARGETS) as first:
+        first.add(scored("1"))
+        with pytest.raises(CommandError, match="partial: another run is writing it"):
+            Partial(out, "b", TARGETS)
+        first.add(scored("2"))
+    assert len(out.read_bytes().splitlines()) == 2
+
+
+def test_what_is_changed_under_a_run_is_not_taken_for_its_own(tmp_path):
+    out = tmp_path / "values.csv"
     with pytest.raises(CommandError, match="another run wrote to it too"):  # noqa: SIM117, PT012
-        with Partial(out, "b", TARGETS) as first:
-            first.add(scored("1"))
-            with pytest.raises(CommandError, match="another run wrote to it"):  # noqa: SIM117, PT012
-                with Partial(out, "b", TARGETS) as second:
-                    assert list(second.answered(iter([Sample(id="1")]))) == [True]
-                    second.add(scored("2"))
-                    first.add(scored("2"))
+        with Partial(out, "b", TARGETS) as partial:
+            partial.add(scored("1"))
+            partial.path.write_bytes(b"")
     assert not out.exists()

@@ -73,6 +73,44 @@ def test_gzip_and_standard_input_are_read_alike(tmp_path, monkeypatch):
     assert list(read_samples("-")) == expected
 
 
+def test_a_suffix_in_capitals_is_one(tmp_path):
+    path = tmp_path / "pool.CSV.GZ"
+    path.write_bytes(gzip.compress(b"completion\na\n"))
+    assert [one.completion for one in read_samples(str(path))] == ["a"]
+    assert count_samples(str(path)) == 1
+
+
+def test_what_cannot_be_read_is_one_line(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    for path in (tmp_path / "file" / "x", tmp_path / ("x" * 300)):
+        with pytest.raises(CommandError, match="cannot be read"):
+            count_samples(str(path))
+    monkeypatch.setattr(sys, "stdin", None)
+    with pytest.raises(CommandError, match="standard input is closed"):
+        list(read_samples("-"))
+
+
+def test_a_line_without_end_is_not_read_to_count_it(tmp_path, monkeypatch):
+    monkeypatch.setattr("alinfik.client.rows.LONGEST_LINE_BYTES", 100)
+    (tmp_path / "pool.jsonl").write_bytes(b"[" + b" " * 200)
+    with pytest.raises(CommandError, match="line 1: over 0 MiB long"):
+        count_samples(str(tmp_path / "pool.jsonl"))
+
+
+def test_a_damaged_page_of_parquet_is_one_line(tmp_path):
+    path = tmp_path / "pool.parquet"
+    pq.write_table(pa.table({"completion": ["words and words"] * 5000}), path, compression="snappy")
+    whole = path.read_bytes()
+    refused = 0
+    for place in range(4, 200, 7):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 0xFF]) + whole[place + 1 :])
+        try:
+            list(read_samples(str(path)))
+        except CommandError:
+            refused += 1
+    assert refused > 5
+
+
 def test_lines_are_read_as_they_are_asked_for(file):
     samples = read_samples(file(f"{GOOD}\nbroken"))
     assert next(samples).id == "1"
@@ -184,7 +222,7 @@ def test_a_byte_order_mark_is_no_part_of_the_text(file):
         ("null", "line 2: null, not an object"),
         ('{"text": "a", "n": 1}', 'line 2: no "completion" (it has n, text); a sample has a'),
         ("{}", 'line 2: no "completion" (it has nothing)'),
-        ('{"completion": null}', 'line 2: no "completion" (it has completion)'),
+        ('{"completion": null}', 'line 2: "completion" is null; a sample has one'),
         ('{"completion": 3}', 'line 2: "completion" is a number, not a string'),
         ('{"completion": "a", "id": 1.5}', 'line 2: "id" is a number, not a string'),
         ('{"completion": "a", "id": true}', 'line 2: "id" is true or false, not a string'),

@@ -180,6 +180,23 @@ def test_score_shows_a_table_on_a_terminal(pool, address):
         assert text in seen
 
 
+def test_providers_neither_style_nor_steer_a_terminal(pool, address, tmp_path):
+    rows = [row | {"provider": "[/x]\x1b]0;owned\x07"} for row in GOOD]
+    out = tmp_path / "values.jsonl"
+    code, seen = on_a_terminal("score", str(pool(*rows)), "--address", address, "--out", str(out))
+    assert code == 0
+    assert r"[/x]\x1b]0;owned\x07" in seen
+    assert "\x1b]0;owned" not in seen
+
+
+def test_the_samples_are_not_written_over(alinfik, pool, address):
+    file = pool(*GOOD)
+    before = file.read_bytes()
+    line = one_line(alinfik("score", file, "--address", address, "--out", file), 2)
+    assert "is the file of the samples" in line
+    assert file.read_bytes() == before
+
+
 def test_a_lost_server_in_mid_stream_leaves_no_file(alinfik, pool, tmp_path):
     def score_stream(requests, context):
         yield valued(next(requests))

@@ -13,7 +13,7 @@ from alinfik.client import (
     UnavailableError,
 )
 from alinfik.client.security import authorization, stays_here
-from tests.client.odd_server import abort, odd_server, seeing
+from tests.client.odd_server import abort, odd_server, seeing, valued
 
 SAMPLES = [Sample(id="1", completion="24 clips")]
 
@@ -34,6 +34,13 @@ def test_a_token_stays_in_clear_on_this_machine_alone(client):
     assert seen == ["Bearer t"]
     with pytest.raises(ValueError, match="the token would travel in clear"):
         client.score("192.0.2.1:50051", SAMPLES, connection={"token": "t"})
+
+
+def test_what_stays_on_this_machine_goes_by_no_proxy(client, monkeypatch):
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
+    monkeypatch.delenv("no_proxy", raising=False)
+    with odd_server(lambda request, _: valued(request)) as address:
+        assert client.score(address, SAMPLES)
 
 
 def test_a_token_goes_in_clear_where_that_is_said(client):
@@ -75,6 +82,12 @@ def test_files_that_are_none_are_named(tls_files, tmp_path):
     (tmp_path / "empty.pem").write_text("")
     with pytest.raises(ValueError, match=r"empty\.pem is no PEM file"):
         Client("localhost:1", tls=Tls(tmp_path / "empty.pem"))
+    begin, end = (f"-----{word} CERTIFICATE-----\n" for word in ("BEGIN", "END"))
+    (tmp_path / "rubbish.pem").write_text(f"{begin}rubbish\n{end}")
+    with pytest.raises(ValueError, match=r"rubbish\.pem holds no certificate"):
+        Client("localhost:1", tls=Tls(tmp_path / "rubbish.pem"))
+    with pytest.raises(ValueError, match=r"client\.key and .*client\.pem are no certificate and"):
+        Client("localhost:1", tls=Tls(None, tls_files / "client.key", tls_files / "client.pem"))
     with pytest.raises(FileNotFoundError):
         Client("localhost:1", tls=Tls(tmp_path / "missing.pem"))
     with pytest.raises(ValueError, match="a TLS certificate needs its key"):

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import pytest
 from pydantic import PositiveInt
@@ -73,6 +74,17 @@ class Desk(BaseSettings):
 
     def cli_cmd(self):
         CliApp.run_subcommand(self, cli_exit_on_error=False)
+
+
+class Several(BaseSettings):
+    """Takes several names."""
+
+    model_config = SETTINGS | SettingsConfigDict(cli_prog_name="several")
+
+    name: list[str] = []
+
+    def cli_cmd(self):
+        print(*self.name)
 
 
 class Single(BaseSettings):
@@ -155,6 +167,15 @@ def test_a_wrong_value_of_a_sub_commands_sub_command_is_named_by_its_flag(call):
     assert error.startswith("desk: --second-number: Input should be greater than 0 (got '0')")
 
 
+def test_a_list_of_the_environment_is_json_and_the_error_says_so(call, monkeypatch):
+    monkeypatch.setenv("ALINFIK_NAME", '["a", "b"]')
+    assert call(Several) == (0, "a b\n", "")
+    monkeypatch.setenv("ALINFIK_NAME", "a")
+    code, _, error = call(Several)
+    assert code == 2
+    assert error.startswith('several: ALINFIK_NAME in the environment is a list; write ["one", "')
+
+
 def test_a_missing_setting_is_named_by_its_flag(call):
     assert call(Single) == (2, "", "single: --bundle is required. See --help.\n")
 
@@ -204,6 +225,12 @@ def test_the_file_is_checked_like_flags(call, config):
     )
 
 
+def test_a_sub_command_in_the_file_is_a_table(call, config):
+    code, _, error = call(Calculator, *config("add = 3"), "add", "1")
+    assert code == 2
+    assert error.endswith("--config: add is a sub-command; its settings stand in [add]\n")
+
+
 def test_an_unknown_setting_in_the_file_is_named(call, config):
     code, _, error = call(Single, *config('bundle = "b"\nbundel = "c"'))
     assert code == 2
@@ -243,3 +270,27 @@ def test_a_reader_that_leaves_ends_the_command_quietly(numbers):
         process.stdin.close()
         assert process.stderr.read() == ""
         assert process.wait() == 0
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full, as Linux has")
+def test_a_full_disk_is_one_line():
+    source = textwrap.dedent("""
+        from alinfik.command import run
+        from pydantic_settings import BaseSettings
+
+        class Count(BaseSettings):
+            def cli_cmd(self):
+                for number in range(100_000):
+                    print(number)
+
+        run(Count, [])
+    """)
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-c", source],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert (done.returncode, done.stderr) == (1, "-c: standard output: No space left on device\n")

@@ -16,7 +16,15 @@ from transformers import (
 from alinfik.distill.backbones import Backbone, Reading, build_backbone
 from alinfik.distill.llm import ModelError, load_fast_tokenizer
 from alinfik.v1 import Encoding
-from tests.distill.tiny_llm import VOCABULARY, gemma3_with_vision, llama, write_encoder, write_llm
+from tests.distill.tiny_llm import (
+    VOCABULARY,
+    gemma2,
+    gemma3_with_vision,
+    granite,
+    llama,
+    write_encoder,
+    write_llm,
+)
 
 
 @pytest.mark.parametrize(
@@ -85,6 +93,24 @@ def test_all_layers_tell_the_loss_of_each_token_and_its_gradient(
     error = gradient / model.lm_head.weight.detach().square().mean().sqrt()
     expected = torch.cat([losses.unsqueeze(-1), error], dim=-1)
     torch.testing.assert_close(states[..., -33:], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_all_layers_tell_the_loss_where_logits_are_scaled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = write_llm(tmp_path / "llm", granite())
+    monkeypatch.setattr("alinfik.distill.backbones._FREQUENT", VOCABULARY)
+    ids = torch.randint(3, VOCABULARY, (2, 7))
+    states = _all_layers(directory)(ids, torch.ones_like(ids), torch.ones_like(ids)).states
+    model = AutoModelForCausalLM.from_pretrained(directory)
+    losses = cross_entropy(model(ids).logits[:, :-1].mT, ids[:, 1:], reduction="none")
+    torch.testing.assert_close(states[:, 1:, -33], losses, rtol=1e-4, atol=1e-4)
+
+
+def test_all_layers_are_refused_where_logits_are_more_than_a_product(tmp_path: Path) -> None:
+    directory = write_llm(tmp_path / "llm", gemma2())
+    with pytest.raises(ModelError, match=r"have a bias or a cap.* give layers:2"):
+        _all_layers(directory)
 
 
 def test_all_layers_know_the_gradients_of_a_layer_after_them(

@@ -12,6 +12,10 @@ VOCABULARY = 50
 SAMPLES = 200
 
 
+def _alone(count: int) -> list[str]:
+    return [str(number) for number in range(count)]
+
+
 def training() -> Training:
     """Labels that are told by the completion's tokens, and by nothing of the prompt."""
     random = np.random.default_rng(0)
@@ -26,7 +30,7 @@ def training() -> Training:
         own = worth[ids[start:]]
         token_values.append(own)
         labels.append(own.sum(axis=0) / np.sqrt(len(own)) + random.normal(size=2) * 0.01)
-    return Training(samples, np.array(labels), token_values, "loss")
+    return Training(samples, np.array(labels), _alone(SAMPLES), token_values, "loss")
 
 
 def test_the_module_says_what_the_regression_does_for_any_batch() -> None:
@@ -53,7 +57,7 @@ def test_what_is_said_across_folds_does_not_know_the_fold_s_own_labels() -> None
     """With labels that nothing tells, an estimate that knew its own would agree with them."""
     random = np.random.default_rng(1)
     noise = training()
-    noise = Training(noise.samples, random.normal(size=(SAMPLES, 2)), [], "loss")
+    noise = Training(noise.samples, random.normal(size=(SAMPLES, 2)), noise.families, [], "loss")
     folds = [index % 5 for index in range(SAMPLES)]
     bag, across = fit_bag(noise, learn_scales(noise), folds, VOCABULARY)
     everything = pad(noise.samples, range(SAMPLES), 0)

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from alinfik.distill.measure import TargetPredictions, measure_target
+from alinfik.distill.measure import Predictions, TargetPredictions, agreement, measure_target
 from alinfik.distill.ranks import spearman
 
 
@@ -50,3 +50,14 @@ def test_equal_scores_are_no_linear_estimate() -> None:
 
 def test_equal_scores_rank_nothing() -> None:
     assert spearman(np.ones(5), np.arange(5.0)) == 0
+
+
+def test_models_need_not_agree_on_ranks_that_there_are_none_of() -> None:
+    def two(first: np.ndarray, second: np.ndarray) -> Predictions:
+        value = np.stack([first, second], axis=1)
+        return Predictions(value, value, value, np.zeros(len(value)))
+
+    ranks, one = np.arange(20.0), np.ones(20)
+    assert agreement(two(ranks, one), two(2 * ranks, one)) == pytest.approx(1)
+    assert agreement(two(ranks, one), two(-ranks, one)) == pytest.approx(-1)
+    assert agreement(two(one, one), two(one, one)) == 1

@@ -41,7 +41,8 @@ def data(proxy: Proxy) -> Training:
     with torch.no_grad():
         read = proxy.backbone(batch.input_ids, batch.attention_mask, batch.completion_mask)
     labels = (read.gradients @ read.gradients[0]).double().numpy()[:, None]
-    return Training(samples, labels, [], "position")
+    alone = [str(number) for number in range(_SAMPLES)]
+    return Training(samples, labels, alone, [], "position")
 
 
 def _found(proxy: Proxy, data: Training) -> tuple[float, np.ndarray]:
@@ -70,7 +71,7 @@ def test_a_sample_s_estimate_across_folds_is_not_its_own_label_s(
     _, estimate = _found(proxy, data)
     changed = data.labels.copy()
     changed[7] += 100
-    _, after = _found(proxy, Training(data.samples, changed, [], "position"))
+    _, after = _found(proxy, Training(data.samples, changed, data.families, [], "position"))
     # The scale that all share moves a little.
     moved = np.abs(after - estimate)[:, 0]
     assert moved[7] < 0.2 * np.abs(estimate).mean()

@@ -77,6 +77,17 @@ def test_near_duplicates_are_one_family() -> None:
     assert first == second != third
 
 
+def test_near_duplicates_without_spaces_are_one_family() -> None:
+    text = (
+        "她在市场上买了十二盒新鲜鸡蛋,回家路上给了本三盒,然后为母亲烤了一个蛋糕,剩下的都放进了冰箱里"
+        * 2
+    )
+    near = text.replace("三", "四", 1)
+    other = "返回列表中所有偶数的和,如果没有偶数则返回零,并解释这个函数是如何工作的"
+    first, second, third = families([row(one, "") for one in (text, near, other)], ["a", "b", "c"])
+    assert first == second != third
+
+
 def test_a_long_prompt_in_common_makes_no_near_duplicates() -> None:
     prompt = " ".join(f"rule{number}" for number in range(150))
     own = (" ".join(f"{number}.{word}" for word in range(40)) for number in range(60))

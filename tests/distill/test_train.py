@@ -418,5 +418,5 @@ def test_an_export_that_does_not_agree_is_refused(bundle: Path, labels: Labels) 
             return ones, ones, ones, ones[:, 0]
 
     batch = pad(labels.samples, [0, 1, 2, 3], 2)
-    with pytest.raises(ExportError, match="standard deviations away"):
+    with pytest.raises(ExportError, match="of the values' spread away"):
         export_error(Other(), OnnxModel(bundle / "model.onnx"), batch)  # type: ignore[arg-type]

@@ -8,11 +8,13 @@ from transformers import (
     AutoModel,
     AutoModelForCausalLM,
     BertConfig,
+    Gemma2Config,
     Gemma3Config,
     Gemma3TextConfig,
     GemmaConfig,
     GPT2Config,
     GPTNeoXConfig,
+    GraniteConfig,
     LlamaConfig,
     OPTConfig,
     PreTrainedConfig,
@@ -60,6 +62,16 @@ def gpt_neox() -> PreTrainedConfig:
     """LayerNorms with biases, fused projections, partial rotation."""
     shape = {name: _SHAPE[name] for name in _SHAPE if name != "num_key_value_heads"}
     return GPTNeoXConfig(tie_word_embeddings=False, **shape, **_COMMON)
+
+
+def granite() -> PreTrainedConfig:
+    """Logits that are divided by a number."""
+    return GraniteConfig(logits_scaling=4.0, **_SHAPE, **_COMMON)
+
+
+def gemma2() -> PreTrainedConfig:
+    """Logits that are bent towards a bound."""
+    return Gemma2Config(head_dim=8, final_logit_softcapping=3.0, **_SHAPE, **_COMMON)
 
 
 def gemma() -> PreTrainedConfig:

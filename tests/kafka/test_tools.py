@@ -184,6 +184,17 @@ def test_a_broken_line_says_how_to_go_on_once_it_is_mended(stream, ingest_lines,
     assert sorted(sent) == list(range(43))
 
 
+def test_an_interrupt_while_nothing_comes_is_heeded_at_once(stream, capsys):
+    def samples():
+        yield Sample(id="1", completion="clips")
+        signal.raise_signal(signal.SIGINT)
+        raise AssertionError("it waited for more")
+
+    with pytest.raises(KeyboardInterrupt):
+        ingest(samples(), bootstrap=stream.broker.bootstrap, topic=stream.samples)
+    assert capsys.readouterr().err == "1 samples were sent; --skip 1 goes on\n"
+
+
 def test_an_interrupt_of_ingest_says_how_to_go_on(stream, capsys):
     """Ctrl-C is pressed while a sample is on its way to the producer."""
 

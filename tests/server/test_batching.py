@@ -48,6 +48,19 @@ def test_padded_tokens_keep_to_the_budget_but_for_a_lone_giant(
         assert len(batch) == 1 or len(batch) * max(row.length for row in batch) <= budget
 
 
+@given(rows, budgets, st.integers(0, 60))
+def test_no_row_adds_more_padding_than_a_batch_of_its_own_costs(
+    given_rows: list[tuple[int, Priority]], budget: int, most: int
+) -> None:
+    queue, entries = filled(given_rows)
+    out: list[Row] = []
+    while batch := queue.take(budget, most):
+        longest = max(row.length for row in batch)
+        assert len(batch) * longest - sum(row.length for row in batch) <= most * (len(batch) - 1)
+        out += batch
+    assert sorted(row.age for row in out) == [row.age for row in entries]
+
+
 @given(rows, budgets)
 def test_the_oldest_of_the_first_priority_always_goes(
     given_rows: list[tuple[int, Priority]], budget: int

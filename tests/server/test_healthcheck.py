@@ -29,6 +29,12 @@ def test_a_ready_server_is_healthy_however_it_says_where_it_listens(server, chec
     assert check(f"{host}:{port}") == (0, "")
 
 
+def test_this_machine_is_asked_by_no_proxy(server, check, monkeypatch):
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
+    monkeypatch.delenv("no_proxy", raising=False)
+    assert check(server.grpc) == (0, "")
+
+
 def test_nobody_there_is_1_and_one_line(check):
     address = f"127.0.0.1:{free_port()}"
     code, said = check(address)

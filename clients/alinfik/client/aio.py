@@ -2,7 +2,8 @@
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterable, AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Generator, Iterable, Sequence
+from contextlib import contextmanager
 from typing import Self, TypeVar
 
 import grpc
@@ -16,10 +17,11 @@ from alinfik.client.batches import (
     batches,
     valuations,
 )
-from alinfik.client.channel import CHANNEL_OPTIONS
+from alinfik.client.channel import channel_options, checked_timeout
 from alinfik.client.errors import (
     AlinfikError,
     InvalidRequestError,
+    ServerError,
     UnavailableError,
     call_error,
     no_answer,
@@ -69,13 +71,14 @@ class AsyncClient:
         allow_plaintext_token: bool = False,
     ) -> None:
         self.address = address
-        self.timeout_seconds = timeout_seconds
+        self.timeout_seconds = checked_timeout(timeout_seconds)
         encrypted = tls is not None or allow_plaintext_token
         self._metadata = authorization(address, token, encrypted=encrypted)
+        options = channel_options(address)
         self._channel = (
-            aio.secure_channel(address, tls.credentials(), options=CHANNEL_OPTIONS)
+            aio.secure_channel(address, tls.credentials(), options=options)
             if tls
-            else aio.insecure_channel(address, options=CHANNEL_OPTIONS)
+            else aio.insecure_channel(address, options=options)
         )
         self._valuations = ValuationServiceStub(self._channel)
         self._bundles = BundleServiceStub(self._channel)
@@ -182,9 +185,10 @@ class AsyncClient:
         retry = Retry(self.timeout_seconds)
         while True:
             try:
-                return await method(
-                    request, timeout=retry.remaining_seconds(), metadata=self._metadata
-                )
+                with self._open():
+                    return await method(
+                        request, timeout=retry.remaining_seconds(), metadata=self._metadata
+                    )
             except grpc.RpcError as error:
                 failure = call_error(self.address, self.timeout_seconds, error)
                 if (wait_seconds := retry.wait_seconds(failure)) is None:
@@ -196,7 +200,8 @@ class AsyncClient:
     ) -> ScoreResponse:
         try:
             async with asyncio.timeout(self.timeout_seconds):
-                response = await call.read()
+                with self._open():
+                    response = await call.read()
         except TimeoutError as error:
             raise no_answer(self.address, self.timeout_seconds) from error
         except aio.AioRpcError as error:
@@ -204,6 +209,16 @@ class AsyncClient:
                 raise await self._refusal_of_streams() from error
             raise call_error(self.address, self.timeout_seconds, error) from error
         return response if isinstance(response, ScoreResponse) else ScoreResponse()
+
+    @contextmanager
+    def _open(self) -> Generator[None]:
+        """Where the channel is closed meanwhile, gRPC says that the caller's task is cancelled."""
+        try:
+            yield
+        except asyncio.CancelledError as error:
+            if (task := asyncio.current_task()) and task.cancelling():
+                raise
+            raise ServerError(f"{self.address}: the client was closed") from error
 
     async def _refusal_of_streams(self) -> AlinfikError:
         """Why the server ended a stream: it says the same of one that sends nothing."""

@@ -1,9 +1,13 @@
-"""How both clients talk to a server: retries, keepalive, limits. Options of a channel, no more."""
+"""How both clients talk to a server: retries, keepalive, limits. Options of a channel, no more.
+
+In: the server's address. Out: options.
+"""
 
 import json
 from typing import Any
 
 from alinfik.client.batches import BYTES_A_REQUEST, REQUESTS_IN_FLIGHT
+from alinfik.client.security import stays_here
 
 # A unary call is repeated by ``retry``, which heeds the delay that a server asks for. A stream is
 # left to gRPC, which repeats it where nobody answers and no answer has come yet: it alone still has
@@ -26,7 +30,7 @@ _SERVICE_CONFIG = {
     ]
 }
 
-CHANNEL_OPTIONS: tuple[tuple[str, Any], ...] = (
+_OPTIONS: tuple[tuple[str, Any], ...] = (
     ("grpc.service_config", json.dumps(_SERVICE_CONFIG)),
     # What gRPC keeps of a stream to send it again; past its default of 256 KiB it gives up at once.
     # Twice the samples, since ids and targets stand beside them.
@@ -41,3 +45,27 @@ CHANNEL_OPTIONS: tuple[tuple[str, Any], ...] = (
     # Answers are ours to bound (SAMPLES_A_REQUEST); a manifest with many targets is not.
     ("grpc.max_receive_message_length", 16 * 1024 * 1024),
 )
+
+
+# gRPC takes a deadline past what its clock can count for one that has passed.
+_LONGEST_SECONDS = 1e6
+
+
+def checked_timeout(seconds: float) -> float:
+    """Return the seconds that an answer may take.
+
+    Raises:
+        ValueError: they are none, or too many.
+    """
+    if not 0 < seconds <= _LONGEST_SECONDS:
+        raise ValueError(f"a timeout of {seconds:g} s: give more than 0 and at most 1,000,000")
+    return seconds
+
+
+def channel_options(address: str) -> list[tuple[str, Any]]:
+    """Options of a channel to a gRPC target.
+
+    What stays on this machine does not go by the proxy of `http_proxy`, where gRPC would send even
+    loopback: a token in clear must not leave.
+    """
+    return [*_OPTIONS, ("grpc.enable_http_proxy", int(not stays_here(address)))]

@@ -120,7 +120,13 @@ class Connection(BaseSettings):
         # No setting of its own: a flag would show it to whoever lists processes.
         if self.token_file is None:
             return os.environ.get("ALINFIK_TOKEN") or None
-        return self.token_file.read_text(encoding="utf-8").strip()
+        try:
+            token = self.token_file.read_text(encoding="utf-8").strip()
+        except UnicodeDecodeError as error:
+            raise CommandError(f"--token-file {self.token_file} is no text ({error})") from error
+        if not token:
+            raise CommandError(f"--token-file {self.token_file} is empty")
+        return token
 
     def _tls(self) -> Tls | None:
         if not (self.tls or self.tls_ca or self.tls_certificate or self.tls_key):

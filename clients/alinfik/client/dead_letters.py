@@ -17,6 +17,7 @@ Headers = list[tuple[str, bytes | None]]
 # Headers of these names are the server's, not the producer's.
 _OURS = "alinfik-"
 _ATTEMPT = "alinfik-attempt"
+_REASON = "alinfik-reason"
 
 
 class Place(NamedTuple):
@@ -78,7 +79,9 @@ class DeadLetter:
 
 def read_dead_letter(record: "ConsumerRecord") -> DeadLetter:
     """Take a record of the dead-letter topic apart. Never raises, whatever stands there."""
-    # The server's stand last: a producer's header of such a name is not believed.
+    # The server's stand last, from the reason on: a producer's header of such a name is not
+    # believed, and a trace that the server names there is not the producer's.
+    begins = max((n for n, one in enumerate(record.headers) if one[0] == _REASON), default=None)
     said = {name: (value or b"").decode(errors="replace") for name, value in record.headers}
     source = None
     partition, offset = (
@@ -97,8 +100,8 @@ def read_dead_letter(record: "ConsumerRecord") -> DeadLetter:
         timestamp=record.timestamp,
         key=record.key,
         value=record.value,
-        headers=[header for header in record.headers if not header[0].startswith(_OURS)],
-        reason=said.get("alinfik-reason", ""),
+        headers=[header for header in record.headers[:begins] if not header[0].startswith(_OURS)],
+        reason=said.get(_REASON, ""),
         error=said.get("alinfik-error", ""),
         source=source,
         attempt=_number(said, _ATTEMPT) or 1,
@@ -122,7 +125,7 @@ class Selection:
         source_partition: any where None.
         since: milliseconds since 1970 of the oldest record; None is no bound.
         until: milliseconds since 1970 that the records are all older than; None is no bound.
-        keys: shell patterns, one of which the key fits (``id-*``); any where empty.
+        keys: keys, or shell patterns that the key fits (``id-*``), one of them; any where empty.
         start_at: the first place in the order of partitions, then offsets; None is the beginning.
     """
 
@@ -143,9 +146,14 @@ class Selection:
             and self.source_partition in (None, place.partition)
             and (self.since is None or self.since <= letter.timestamp)
             and (self.until is None or letter.timestamp < self.until)
-            and (not self.keys or any(fnmatchcase(letter.key_text, key) for key in self.keys))
+            and (not self.keys or any(_fits(letter.key_text, key) for key in self.keys))
             and (self.start_at is None or self.start_at <= letter.place)
         )
+
+
+def _fits(key: str, pattern: str) -> bool:
+    """Keys may hold what patterns are made of."""
+    return key == pattern or fnmatchcase(key, pattern)
 
 
 class Resubmission(NamedTuple):

@@ -6,9 +6,9 @@ from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from itertools import islice
-from typing import Annotated
+from typing import Annotated, TextIO, cast
 
-from pydantic import AfterValidator, Field, NonNegativeInt, PositiveInt
+from pydantic import AfterValidator, BeforeValidator, Field, NonNegativeInt, PositiveInt
 from pydantic_settings import (
     BaseSettings,
     CliApp,
@@ -49,7 +49,16 @@ def _milliseconds(moment: datetime) -> int:
     return max(0, round(zoned.timestamp() * 1000))
 
 
+def _iso(moment: object) -> object:
+    """Read a time as ISO 8601 has it: pydantic would take 20260501 for seconds since 1970."""
+    try:
+        return datetime.fromisoformat(moment) if isinstance(moment, str) else moment
+    except ValueError as error:
+        raise ValueError("give a time such as 2026-05-01T12:00:00Z") from error
+
+
 _Place = Annotated[str, AfterValidator(_check_place)]
+_Moment = Annotated[datetime, BeforeValidator(_iso)]
 
 
 class DeadLetters(KafkaConnection):
@@ -70,12 +79,12 @@ class Filters(DeadLetters):
     source_partition: NonNegativeInt | None = Field(
         default=None, description="Partition that they came from."
     )
-    since: datetime | None = Field(
+    since: _Moment | None = Field(
         default=None,
         description="Time of the oldest, as 2026-05-01T12:00:00Z; UTC where it names no zone. It "
         "is the sample's own time, which its dead letter keeps.",
     )
-    until: datetime | None = Field(
+    until: _Moment | None = Field(
         default=None, description="Time that they are older than; written as that of --since."
     )
     key: list[str] = Field(
@@ -159,7 +168,9 @@ class Resubmit(Filters):
 
     def cli_cmd(self) -> None:
         """Send them."""
-        if not (self.yes or self.dry_run or sys.stdin.isatty()):
+        # None where whoever started us has closed it.
+        asked = cast("TextIO | None", sys.stdin)
+        if not (self.yes or self.dry_run or (asked and asked.isatty())):
             raise CommandError(
                 "standard input is no terminal to ask on: give --yes to send, --dry-run to look"
             )

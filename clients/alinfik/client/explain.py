@@ -34,6 +34,8 @@ def explain_file(client: Client, file: str, *, targets: Sequence[str], bundle_id
     """
     console = Console()
     tally = Tally(file, "explanation")
+    # One for all, though another be activated meanwhile.
+    bundle_id = client.bundle(bundle_id).bundle_id
     for sample in read_samples(file):
         try:
             # Alone, so that a bad one takes no others with it.

@@ -5,8 +5,10 @@ import json
 from google.protobuf import json_format
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from alinfik.client.sync import Client
+from alinfik.client.visible import printable
 from alinfik.v1 import BundleManifest, BundleSummary, LossReduction, Normalisation
 
 
@@ -53,7 +55,7 @@ def _settings(manifest: BundleManifest) -> Table:
         ("token limit", f"{manifest.encoding.token_limit:,}"),
         ("held out", f"{manifest.metrics.held_out_count:,} samples"),
     ):
-        table.add_row(name, value)
+        table.add_row(name, Text(printable(value)))
     return table
 
 
@@ -82,5 +84,5 @@ def _targets(manifest: BundleManifest) -> Table:
             else ["not measured"]
         )
         median = target.value_quantiles[50]
-        table.add_row(target.name, f"{target.sample_count:,}", f"{median:.4g}", *quality)
+        table.add_row(Text(target.name), f"{target.sample_count:,}", f"{median:.4g}", *quality)
     return table

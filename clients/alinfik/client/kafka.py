@@ -62,23 +62,25 @@ def ingest(
     brokers = Brokers(bootstrap, security or {})
     brokers.check_topic(topic)
     with interrupts() as interrupted, Sender(brokers, "samples", on_sent) as sender:
+        rest = islice(samples, skip, None)
 
         def settled() -> str:
             sender.settle()
             return f"{sender.sent} samples were sent; --skip {skip + sender.sent} goes on"
 
-        def until_broken() -> Iterator[Sample]:
+        def drawn() -> Sample | None:
             try:
-                yield from islice(samples, skip, None)
+                with interrupted.let():
+                    return next(rest, None)
+            except KeyboardInterrupt:
+                print(settled(), file=sys.stderr)
+                raise
             except CommandError as error:
                 # Those before it are not taken back: they must not be sent again.
                 raise CommandError(f"{error}; {settled()}") from error
 
         try:
-            for sample in until_broken():
-                if interrupted():
-                    print(settled(), file=sys.stderr)
-                    raise KeyboardInterrupt
+            while (sample := drawn()) is not None:
                 value = json_format.MessageToJson(sample, indent=None, ensure_ascii=False).encode()
                 name = f"the sample with id {sample.id!r}"
                 sender.send(name, topic, value, sample.id.encode() or None, _JSON_HEADERS)

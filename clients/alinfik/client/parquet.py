@@ -29,6 +29,9 @@ _BUFFER_BYTES = 1024 * 1024
 # A row group: some megabytes as Python objects, and enough to compress well.
 _WRITTEN_ROWS = 8 * 1024
 
+# What pyarrow raises of a damaged file; of one that cannot be opened, an OSError with its number.
+_DAMAGE = (pa.ArrowException, UnicodeDecodeError, OSError)
+
 _TYPES = {str: pa.string(), float: pa.float64(), int: pa.int64(), bool: pa.bool_()}
 
 
@@ -48,10 +51,8 @@ def parquet_rows(file: str, columns: Collection[str]) -> Iterator[Row]:
                 for cells in batch.to_pylist():
                     number += 1
                     yield Row(f"{file} row {number}", number, cells)
-    except (pa.ArrowException, UnicodeDecodeError) as error:
-        raise CommandError(
-            f"{file} cannot be read as Parquet after row {number} ({error})"
-        ) from error
+    except _DAMAGE as error:
+        raise _damaged(error, f"{file} cannot be read as Parquet after row {number}") from error
 
 
 def column_names(file: str) -> list[str]:
@@ -63,8 +64,8 @@ def column_names(file: str) -> list[str]:
     """
     try:
         return pq.read_schema(file).names
-    except pa.ArrowException as error:
-        raise CommandError(f"{file} cannot be read as Parquet ({error})") from error
+    except _DAMAGE as error:
+        raise _damaged(error, f"{file} cannot be read as Parquet") from error
 
 
 def count_rows(file: str) -> int:
@@ -76,8 +77,15 @@ def count_rows(file: str) -> int:
     """
     try:
         return pq.read_metadata(file).num_rows
-    except pa.ArrowException as error:
-        raise CommandError(f"{file} cannot be read as Parquet ({error})") from error
+    except _DAMAGE as error:
+        raise _damaged(error, f"{file} cannot be read as Parquet") from error
+
+
+def _damaged(error: Exception, fault: str) -> Exception:
+    """What to raise."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return error
+    return CommandError(f"{fault} ({error})")
 
 
 def write_parquet(rows: Iterable[dict[str, object]], columns: dict[str, type], out: Path) -> None:

@@ -1,15 +1,18 @@
 """Answers on their way into a file: they outlive the process that gathers them.
 
 In: answers, in the samples' order. Out: the file that ``--out`` names, once it is whole. Until then
-they are JSON lines in ``OUT.partial``, each written before the next is drawn, so that a run that
-was interrupted, killed even, goes on behind the last whole line. Knows nothing of servers.
+they are lines in ``OUT.partial``, a digest of the sample before each answer's JSON, each written
+before the next is drawn, so that a run that was interrupted, killed even, goes on behind the last
+whole line. Knows nothing of servers.
 
-The lines are all that is remembered. A run that goes on must have the same samples (by id and
-provider), the same bundle and the same targets as they show: two runs in one file would be worth
-nothing.
+The lines are all that is remembered. A run that goes on must have the same samples, the same bundle
+and the same targets as they show: two runs in one file would be worth nothing.
 """
 
+import fcntl
+import hashlib
 import json
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -35,7 +38,7 @@ class Partial:
         targets: those that every valuation is for, in order.
 
     Raises:
-        CommandError: ``out`` cannot be written.
+        CommandError: ``out`` cannot be written, or another run is writing it.
     """
 
     def __init__(self, out: Path, bundle_id: str, targets: Sequence[str]) -> None:
@@ -56,23 +59,33 @@ class Partial:
 
     def _open(self) -> BinaryIO:
         try:
-            return self.path.open("a+b")
+            file = self.path.open("a+b")
         except OSError as error:
             raise CommandError(
                 f"--out {self._out}: cannot be written ({error.strerror})"
             ) from error
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            file.close()
+            raise CommandError(f"{self.path}: another run is writing it") from error
+        except OSError:
+            pass  # a file system without locks: `_finish` notices another run too
+        return file
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is None:
-            self._file.close()
-            self._finish()
+            # Closed last: until then it is locked.
+            with self._file:
+                self._finish()
             return
+        empty = os.fstat(self._file.fileno()).st_size == 0
         with suppress(OSError):  # a full disk, which is what ended the run
             self._file.close()
-        if not self._lines:
+        if empty:
             self.path.unlink()
         elif self._added:
             print(
@@ -97,7 +110,7 @@ class Partial:
 
     def add(self, scored: Scored) -> None:
         """Keep the next answer."""
-        line = scored_json(scored).encode() + b"\n"
+        line = b"%s %s\n" % (_digest(scored.sample), scored_json(scored).encode())
         try:
             self._file.write(line)
             self._file.flush()
@@ -109,8 +122,9 @@ class Partial:
 
     def _check(self, line: bytes, sample: Sample | None) -> bool:
         place = f"{self.path} line {self._lines}"
+        digest, _, answered = line.partition(b" ")
         try:
-            answer: dict[str, Any] = json.loads(line)
+            answer: dict[str, Any] = json.loads(answered)
             of = (answer["sample_id"], answer["provider"])
             failed = "error" in answer
             bundle_id = self._bundle_id if failed else answer["bundle_id"]
@@ -120,6 +134,8 @@ class Partial:
         if sample is None or of != (sample.id, sample.provider):
             now = "there is none" if sample is None else f"it is {sample.id!r}"
             raise self._another(f"{place} is for the sample {of[0]!r} where {now} now")
+        if digest != _digest(sample):
+            raise self._another(f"{place} is for the sample {of[0]!r} when it had another text")
         if bundle_id != self._bundle_id:
             raise self._another(
                 f"{place} is by bundle {bundle_id}, and the values would be by {self._bundle_id} "
@@ -135,23 +151,32 @@ class Partial:
     def _finish(self) -> None:
         if not self.path.exists() or self.path.stat().st_size != self._bytes:
             raise FailedError(f"{self.path}: another run wrote to it too; remove it to start anew")
+        whole = self._out.with_name(self._out.name + ".tmp")
+        try:
+            with self.path.open("rb") as lines:
+                self._write((line.partition(b" ")[2] for line in lines), whole)
+        except OSError as error:
+            whole.unlink(missing_ok=True)
+            raise FailedError(
+                f"--out {self._out}: cannot be written ({error.strerror}); {self.path} has the "
+                "answers, and the same command tries again"
+            ) from error
+        whole.replace(self._out)
+        self.path.unlink()
+
+    def _write(self, answers: Iterator[bytes], out: Path) -> None:
         suffix = self._out.suffix.lower()
         if suffix == ".jsonl":
-            self.path.replace(self._out)
+            with out.open("wb") as lines:
+                lines.writelines(answers)
             return
         if suffix == ".csv":
             write = write_csv
         else:
             from alinfik.client.parquet import write_parquet as write
-        table = self._out.with_name(self._out.name + ".tmp")
-        try:
-            with self.path.open("rb") as lines:
-                write(map(flat_row, lines), columns(self._targets), table)
-        except OSError as error:
-            table.unlink(missing_ok=True)
-            raise FailedError(
-                f"--out {self._out}: cannot be written ({error.strerror}); {self.path} has the "
-                "answers, and the same command tries again"
-            ) from error
-        table.replace(self._out)
-        self.path.unlink()
+        write(map(flat_row, answers), columns(self._targets), out)
+
+
+def _digest(sample: Sample) -> bytes:
+    content = sample.SerializeToString(deterministic=True)
+    return hashlib.blake2b(content, digest_size=8).hexdigest().encode()

@@ -114,14 +114,17 @@ def send(brokers: Brokers, topic: DeadLetterTopic, plan: Plan, total: int) -> No
         Sender(brokers, "dead letters", advance) as sender,
     ):
         for letter, record in plan.of(letters, lambda _letter, _why: None):
-            if interrupted():
+            try:
+                with interrupted.let():
+                    pass
+            except KeyboardInterrupt:
                 sender.settle()
                 print(
                     f"resubmitted {sender.sent} of {total} dead letters; --start-at {letter.place} "
                     "goes on",
                     file=sys.stderr,
                 )
-                raise KeyboardInterrupt
+                raise
             there = record.partition in sender.partitions(record.topic)
             sender.send(
                 f"that at {letter.place}",

@@ -44,7 +44,7 @@ def json_rows(stream: BinaryIO, name: str) -> Iterator[Row]:
     Raises:
         CommandError: names the line that is no object.
     """
-    for number, line in enumerate(_lines(stream, name), 1):
+    for number, line in enumerate(text_lines(stream, name), 1):
         if line.strip():
             place = f"{name} line {number}"
             yield Row(place, number, _object(line, place))
@@ -60,7 +60,7 @@ def csv_rows(stream: BinaryIO, name: str) -> Iterator[Row]:
     """
     # For the whole process; there is none for one reader. The default, 128 KiB, is a long text.
     csv.field_size_limit(LONGEST_LINE_BYTES)
-    numbered = enumerate(_lines(stream, name), 1)
+    numbered = enumerate(text_lines(stream, name), 1)
     reader = csv.reader((_text(line, f"{name} line {n}") for n, line in numbered), strict=True)
     header: list[str] | None = None
     begins = 1
@@ -86,7 +86,12 @@ def csv_rows(stream: BinaryIO, name: str) -> Iterator[Row]:
         ) from error
 
 
-def _lines(stream: BinaryIO, name: str) -> Iterator[bytes]:
+def text_lines(stream: BinaryIO, name: str) -> Iterator[bytes]:
+    """Yield a file's lines, the mark before the first left out.
+
+    Raises:
+        CommandError: names the line that is longer than ``LONGEST_LINE_BYTES``.
+    """
     chunks = iter(partial(stream.readline, LONGEST_LINE_BYTES + 1), b"")
     for number, line in enumerate(chunks, 1):
         if len(line) > LONGEST_LINE_BYTES:

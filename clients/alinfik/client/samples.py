@@ -11,9 +11,9 @@ import zlib
 from collections.abc import Generator, Iterable
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import BinaryIO, TextIO, cast
 
-from alinfik.client.rows import JSON_NAMES, Row, csv_rows, json_rows
+from alinfik.client.rows import JSON_NAMES, Row, csv_rows, json_rows, text_lines
 from alinfik.command import CommandError
 from alinfik.v1 import Sample
 
@@ -48,8 +48,11 @@ def count_samples(file: str) -> int | None:
     Raises:
         CommandError: the file cannot be read.
     """
-    if file == STDIN or Path(file).is_fifo():
+    if file == STDIN:
         return None
+    with _reading(file):
+        if Path(file).is_fifo():
+            return None
     if _format(file) == ".parquet":
         from alinfik.client.parquet import count_rows
 
@@ -57,8 +60,8 @@ def count_samples(file: str) -> int | None:
             return count_rows(file)
     if _format(file) == ".csv":
         return sum(1 for _ in _rows(file))  # a row may be several lines
-    with _reading(file), _open(file) as lines:
-        return sum(1 for line in lines if line.strip())
+    with _reading(file), _open(file) as stream:
+        return sum(1 for line in text_lines(stream, file) if line.strip())
 
 
 def _rows(file: str) -> Generator[Row]:
@@ -77,14 +80,17 @@ def _rows(file: str) -> Generator[Row]:
 
 
 def _format(file: str) -> str:
-    return Path(file.removesuffix(".gz")).suffix.lower()
+    return Path(file.lower().removesuffix(".gz")).suffix
 
 
 @contextmanager
 def _open(file: str) -> Generator[BinaryIO]:
     if file == STDIN:
-        yield sys.stdin.buffer
-    elif file.endswith(".gz"):
+        # Closed by whoever started us, it is None.
+        if not (stdin := cast("TextIO | None", sys.stdin)):
+            raise CommandError("standard input is closed; give a file")
+        yield stdin.buffer
+    elif file.lower().endswith(".gz"):
         with gzip.open(file) as stream:
             yield cast("BinaryIO", stream)
     else:
@@ -104,11 +110,15 @@ def _reading(name: str) -> Generator[None]:
         raise CommandError(f"{name} is not whole gzip data ({error})") from error
     except PermissionError as error:
         raise CommandError(f"{name}: no permission to read it") from error
+    except OSError as error:
+        raise CommandError(f"{name} cannot be read ({error.strerror or error})") from error
 
 
 def _sample(row: Row) -> Sample:
     cells = row.cells
     if cells.get("completion") is None:
+        if "completion" in cells:
+            raise CommandError(f'{row.place}: "completion" is null; a sample has one')
         raise _no_completion(row.place, cells)
     texts: dict[str, str] = {"id": str(row.number)}
     for field in _FIELDS:

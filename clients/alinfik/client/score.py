@@ -13,10 +13,11 @@ from alinfik.client.batches import Scored
 from alinfik.client.errors import SampleError
 from alinfik.client.output import scored_json, table
 from alinfik.client.partial import Partial
-from alinfik.client.samples import count_samples, read_samples
+from alinfik.client.samples import STDIN, count_samples, read_samples
 from alinfik.client.sync import Client
 from alinfik.client.tally import Tally
-from alinfik.command import progress
+from alinfik.client.visible import printable
+from alinfik.command import CommandError, progress
 from alinfik.v1 import Sample, Valuation
 
 # What a terminal's reader looks at; the rest is for a file.
@@ -44,6 +45,8 @@ def score_file(
         AlinfikError: the server could not be asked.
         CommandError: the input is no file of samples, or ``out`` cannot be written.
     """
+    if out is not None and out.exists() and file != STDIN and out.samefile(file):
+        raise CommandError(f"--out {out} is the file of the samples; give another for the values")
     total = count_samples(file)
     bundle = client.bundle(bundle_id)
     of = [one.name for one in bundle.targets if not targets or one.name in targets]
@@ -62,7 +65,7 @@ def score_file(
             sink.add(scored)
             outcome = scored.outcome
             tally.count(outcome if isinstance(outcome, SampleError) else None)
-            advance(note=scored.sample.provider)
+            advance(note=printable(scored.sample.provider))
     tally.check("above" if out is None else f"the errors in {out}")
 
 

@@ -7,6 +7,7 @@ of calls; what a token allows is the server's to say.
 import ipaddress
 import os
 import re
+import ssl
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,13 +42,29 @@ class Tls:
 
         Raises:
             OSError: a file cannot be read.
-            ValueError: a file is no PEM.
+            ValueError: a file is no PEM, or not of what it should be.
         """
-        return grpc.ssl_channel_credentials(
-            root_certificates=_pem(self.ca),
-            private_key=_pem(self.key),
-            certificate_chain=_pem(self.certificate),
-        )
+        pems = [_pem(file) for file in (self.ca, self.key, self.certificate)]
+        self._check()
+        return grpc.ssl_channel_credentials(*pems)
+
+    def _check(self) -> None:
+        """Have OpenSSL read the files: gRPC says at the first call that nobody answers."""
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        if self.ca is not None:
+            try:
+                context.load_verify_locations(cafile=self.ca)
+            except ssl.SSLError as error:
+                raise ValueError(f"{os.fspath(self.ca)} holds no certificate ({error})") from error
+        if self.certificate is not None:
+            try:
+                # Without a password OpenSSL would ask the terminal for that of an encrypted key.
+                context.load_cert_chain(self.certificate, self.key, password="")
+            except (ssl.SSLError, ValueError) as error:
+                raise ValueError(
+                    f"{os.fspath(self.certificate)} and {os.fspath(self.key or '')} are no "
+                    f"certificate and its key, unencrypted ({error})"
+                ) from error
 
 
 def authorization(

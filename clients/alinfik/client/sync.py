@@ -10,7 +10,7 @@ from typing import Protocol, Self, TypeVar
 import grpc
 
 from alinfik.client.batches import REQUESTS_IN_FLIGHT, Batch, Scored, batches, valuations
-from alinfik.client.channel import CHANNEL_OPTIONS
+from alinfik.client.channel import channel_options, checked_timeout
 from alinfik.client.errors import InvalidRequestError, call_error, no_answer
 from alinfik.client.retry import Retry
 from alinfik.client.security import Tls, authorization
@@ -62,7 +62,7 @@ class Client:
             else encrypts the connection, as a service mesh does.
 
     Raises:
-        ValueError: the token would travel in clear, or it or a PEM file is malformed.
+        ValueError: the token would travel in clear, or it, a PEM file or the timeout is malformed.
         OSError: a PEM file cannot be read.
 
     Every method raises an ``AlinfikError``: see ``alinfik.client.errors`` for the tree.
@@ -78,13 +78,14 @@ class Client:
         allow_plaintext_token: bool = False,
     ) -> None:
         self.address = address
-        self.timeout_seconds = timeout_seconds
+        self.timeout_seconds = checked_timeout(timeout_seconds)
         encrypted = tls is not None or allow_plaintext_token
         self._metadata = authorization(address, token, encrypted=encrypted)
+        options = channel_options(address)
         self._channel = (
-            grpc.secure_channel(address, tls.credentials(), options=CHANNEL_OPTIONS)
+            grpc.secure_channel(address, tls.credentials(), options=options)
             if tls
-            else grpc.insecure_channel(address, options=CHANNEL_OPTIONS)
+            else grpc.insecure_channel(address, options=options)
         )
         self._valuations = ValuationServiceStub(self._channel)
         self._bundles = BundleServiceStub(self._channel)

@@ -36,6 +36,10 @@ _FREQUENT = 4096
 # What the loss counts for, one input that it is, as a share of a state's H.
 _LOSS_SHARE = 1 / 6
 
+# Tokens to try a head on, and how far off its logarithms of chances may be.
+_TRIED_TOKENS = 16
+_MOST_AWAY = 1e-2
+
 # A state of zeros has no direction.
 _LEAST_SQUARE = 1e-6
 
@@ -227,11 +231,34 @@ def _layers(family: str, llm: str, count: int) -> Backbone:
     if count > len(layers):
         raise ModelError(f"{family}: the model has only {len(layers)} layers")
     if count == len(layers):
-        head = cast("Any", whole.get_output_embeddings())
-        return AllLayers(model, head.weight)
+        return AllLayers(model, _head(family, whole, model))
     del layers[count:]
     model.config.num_hidden_layers = count
     return Layers(model)
+
+
+@torch.no_grad()
+def _head(family: str, whole: PreTrainedModel, model: PreTrainedModel) -> nn.Parameter:
+    """Return W [V, H] of a model whose logits are W h, for its last states h.
+
+    Raises:
+        ModelError: they are not.
+    """
+    head: nn.Parameter = cast("Any", whole.get_output_embeddings()).weight
+    config = whole.config.get_text_config()
+    # Cohere's models multiply logits by a number, Granite's divide them by one.
+    scale = getattr(config, "logit_scale", None) or 1 / (getattr(config, "logits_scaling", 0) or 1)
+    if scale != 1:
+        head = nn.Parameter(head * scale)
+    ids = torch.arange(_TRIED_TOKENS).unsqueeze(0)
+    found = (model(input_ids=ids).last_hidden_state @ head.T).log_softmax(dim=-1)
+    away = found - whole(input_ids=ids).logits.log_softmax(dim=-1)
+    if not float(away.abs().max()) < _MOST_AWAY:
+        raise ModelError(
+            f"{family}: the model's logits have a bias or a cap, so that the errors of its "
+            f"predictions cannot be read; give layers:{model.config.num_hidden_layers - 1}"
+        )
+    return head
 
 
 def _encoder(source: str, token_limit: int) -> tuple[Backbone, Reading]:

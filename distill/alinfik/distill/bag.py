@@ -83,7 +83,7 @@ def fit_bag(
     """
     inputs, rarity, scale = _inputs(data.samples, vocabulary)
     labels = scales.samples.fit_labels(data.labels)
-    penalties = best_penalties(inputs, labels, _PENALTIES)
+    penalties = best_penalties(inputs, labels, _PENALTIES, data.families)
     whole = fit_ridge(inputs, labels, penalties)
     bag = Bag(vocabulary, labels.shape[1])
     _set(bag, _parts(whole, vocabulary), rarity * scale)

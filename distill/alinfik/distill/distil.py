@@ -28,6 +28,7 @@ from alinfik.distill.samples import Row
 from alinfik.distill.splits import Parts, folds, known
 from alinfik.distill.strangeness import Strangeness
 from alinfik.distill.training_data import Training
+from alinfik.distill.words import shuffled
 from alinfik.v1 import LOSS_REDUCTION_MEAN
 
 Floats = NDArray[np.float64]
@@ -89,7 +90,7 @@ def distil(
     trained = scales is not None
     known_data = data.take(rest)
     scales = (scales or learn_scales(known_data)).to(torch.device("cpu"))
-    fold = folds([plan.families[index] for index in rest], _FOLDS)
+    fold = folds(known_data.families, _FOLDS)
     encoder = Encoder(reading.tokenizer, reading.encoding)
     # Beside a network, words have no say in what a token is worth.
     taught = scales if network is None else replace(scales, tokens=None)
@@ -100,8 +101,9 @@ def distil(
         if trained:
             judged = sorted(parts["validation"] + parts["calibration"])
             heard = heard[np.searchsorted(rest, judged)]
-            fold = folds([plan.families[index] for index in judged], _FOLDS)
-            found = estimate(network, data.take(judged).samples, plan)
+            judged_data = data.take(judged)
+            fold = folds(judged_data.families, _FOLDS)
+            found = estimate(network, judged_data.samples, plan)
         else:
             on_device = scales.to(choose_device())
             found = cross_fit(network, known_data, on_device, fold, plan.batch_tokens, plan.pad_id)
@@ -132,13 +134,8 @@ def _token_model(proxy: nn.Module, scales: Scales, labels: Labels) -> TokenModel
 def learn_strangeness(encoder: Encoder, rows: Sequence[Row]) -> Strangeness:
     """Learn what known texts are like, beside the same with their words in random order."""
     order = random.Random(0)  # noqa: S311
-
-    def shuffled(text: str) -> str:
-        words = text.split()
-        return " ".join(order.sample(words, len(words)))
-
     shuffled_rows = [
-        replace(row, prompt=shuffled(row.prompt), completion=shuffled(row.completion))
+        replace(row, prompt=shuffled(row.prompt, order), completion=shuffled(row.completion, order))
         for row in rows
     ]
     return Strangeness(

@@ -44,8 +44,6 @@ class Plan:
         batch_tokens: tokens a batch, padding included.
         pad_id: fills batches up.
         seed: of order and dropout.
-        families: of every labelled sample, the name of what is left out of a regression as a whole
-            to see how it does.
     """
 
     epochs: int
@@ -53,7 +51,6 @@ class Plan:
     batch_tokens: int
     pad_id: int
     seed: int
-    families: Sequence[str]
 
 
 def fit(

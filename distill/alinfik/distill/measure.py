@@ -110,9 +110,16 @@ def measure(predictions: Predictions, labels: Labels, training: Labels | None) -
 
 
 def agreement(first: Predictions, second: Predictions) -> float:
-    """Rank correlation of two models' values, of the target where it is least."""
-    targets = range(first.value.shape[1])
-    return min(spearman(first.value[:, one], second.value[:, one]) for one in targets)
+    """Rank correlation of two models' values, of the target where it is least.
+
+    Targets of which the first says one value for all have no ranks to keep.
+    """
+    found = [
+        spearman(one, other)
+        for one, other in zip(first.value.T, second.value.T, strict=True)
+        if np.ptp(one) > 0
+    ]
+    return min(found, default=1.0)
 
 
 def measure_target(found: TargetPredictions, label: Floats) -> TargetMetrics:

@@ -5,8 +5,10 @@ In: values and labels of held-out samples. Out: data URIs. Knows nothing of mani
 
 import base64
 import io
+import warnings
 from collections import Counter
 
+import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
@@ -70,5 +72,8 @@ def _plain(name: str) -> str:
 
 def _data_uri(figure: Figure) -> str:
     image = io.BytesIO()
-    figure.savefig(image, format="svg")
+    # Text stays text, which the reader's fonts write: ours lack most of the world's scripts.
+    with matplotlib.rc_context({"svg.fonttype": "none"}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")
+        figure.savefig(image, format="svg")
     return "data:image/svg+xml;base64," + base64.b64encode(image.getvalue()).decode()

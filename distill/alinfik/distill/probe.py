@@ -50,7 +50,8 @@ def fit_probes(
     """
     read = _read(proxy, data, scales, batch_tokens, pad_id)
     labels = scales.samples.fit_labels(data.labels)
-    _set(proxy, _Ridge(read.probed, labels, proxy.importance), read.tokens)
+    ridge = _Ridge(read.probed, labels, proxy.importance, families=data.families)
+    _set(proxy, ridge, read.tokens)
 
 
 def cross_fit(
@@ -73,13 +74,14 @@ def cross_fit(
     """
     read = _read(proxy, data, scales, batch_tokens, pad_id)
     labels = scales.samples.fit_labels(data.labels)
-    whole = _Ridge(read.probed, labels, proxy.importance)
+    whole = _Ridge(read.probed, labels, proxy.importance, families=data.families)
     _set(proxy, whole, read.tokens)
     estimates = np.empty_like(labels)
     number = np.array(folds)
     for fold in set(folds):
         left_out = number == fold
-        rest = _Ridge(read.probed[~left_out], labels[~left_out], proxy.importance, whole.penalty)
+        kept = read.probed[~left_out], labels[~left_out]
+        rest = _Ridge(*kept, proxy.importance, penalty=whole.penalty)
         estimates[left_out] = rest.predict(read.probed[left_out])
     return Estimate(torch.tensor(estimates).float(), torch.empty(0), read.features, read.lengths)
 
@@ -135,7 +137,8 @@ class _Ridge:
     """A ridge regression of labels [N, K] on inputs [N, P], each that varies of variance 1.
 
     An input of ``importance`` [P] more than 1 is penalised less, as if there were so many of it.
-    ``penalty`` [K] is chosen by leaving one sample out, unless it is given.
+    ``penalty`` [K] is chosen by leaving one sample out, of ``families`` one each, unless it is
+    given.
     """
 
     def __init__(
@@ -143,6 +146,8 @@ class _Ridge:
         inputs: NDArray[np.float32],
         labels: Floats,
         importance: Tensor,
+        *,
+        families: Sequence[str] | None = None,
         penalty: Floats | None = None,
     ) -> None:
         centre: Floats = inputs.mean(axis=0, dtype=np.float64)
@@ -151,7 +156,9 @@ class _Ridge:
         least = max(_LEAST_DEVIATION * float(np.median(deviation)), 1e-6)
         scale: Floats = importance.double().sqrt().numpy() / deviation.clip(least)
         standard *= scale
-        self.penalty = best_penalties(standard, labels, _PENALTIES) if penalty is None else penalty
+        if penalty is None:
+            penalty = best_penalties(standard, labels, _PENALTIES, families)
+        self.penalty = penalty
         ridge = fit_ridge(standard, labels, self.penalty)
         self.weight: Floats = np.atleast_2d(ridge.coef_) * scale
         """[K, P]"""

@@ -1,5 +1,6 @@
 """Writes `report.html`: one file, no external resources, readable by someone who buys data."""
 
+from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,7 +27,7 @@ _MOST_PROVIDERS = 50
 
 
 @dataclass(frozen=True)
-class _Piece:
+class Piece:
     """Some characters of a text, and how far and which way they move the value, from -1 to 1."""
 
     text: str
@@ -36,7 +37,7 @@ class _Piece:
 @dataclass(frozen=True)
 class _Example:
     provider: str
-    pieces: list[_Piece]
+    pieces: list[Piece]
     value: float
     label: float
 
@@ -164,31 +165,36 @@ class _Examples:
             for index in groups.values()
         ]
 
-    def _pieces(self, row: Row) -> list[_Piece]:
+    def _pieces(self, row: Row) -> list[Piece]:
         if self._explainer is None:
-            return _excerpt([_Piece(f"{row.prompt}\n{row.completion}".strip(), 0.0)])
+            return _excerpt([Piece(f"{row.prompt}\n{row.completion}".strip(), 0.0)])
         (explanation,) = self._explainer.explain([row])
-        return _excerpt(_coloured(explanation, self._column))
+        return _excerpt(coloured(explanation, self._column))
 
 
-def _coloured(explanation: Explanation, column: int) -> list[_Piece]:
+def coloured(explanation: Explanation, column: int) -> list[Piece]:
     """Cut a text into its tokens, and what lies between them, with each token's share."""
     row = explanation.row
     text = row.prompt + row.completion
-    values = explanation.token_values[:, column]
-    # The start token, which no one sees, can have more than all others together.
-    seen = explanation.spans[:, 1] > explanation.spans[:, 0]
-    most = max(float(np.abs(values[seen]).max(initial=0.0)), 1e-12)
-    pieces: list[_Piece] = []
+    values: defaultdict[tuple[int, int], float] = defaultdict(float)
+    for (begin, end), value in zip(
+        explanation.spans.tolist(), explanation.token_values[:, column].tolist(), strict=True
+    ):
+        # Several tokens may share a character, as those of an emoji's bytes do; and the start
+        # token, which no one sees, can have more than all others together.
+        if end > begin:
+            values[begin, end] += value
+    most = max(map(abs, values.values()), default=0.0) or 1.0
+    pieces: list[Piece] = []
     done = 0
-    for (begin, end), value in zip(explanation.spans.tolist(), values, strict=True):
+    for (begin, end), value in values.items():
         if end <= done:
             continue
         start = max(begin, done)
-        pieces += [_Piece(between, 0.0) for between in _between(text, done, start, row)]
-        pieces.append(_Piece(text[start:end], float(value) / most))
+        pieces += [Piece(between, 0.0) for between in _between(text, done, start, row)]
+        pieces.append(Piece(text[start:end], value / most))
         done = end
-    pieces += [_Piece(between, 0.0) for between in _between(text, done, len(text), row)]
+    pieces += [Piece(between, 0.0) for between in _between(text, done, len(text), row)]
     return pieces
 
 
@@ -200,12 +206,12 @@ def _between(text: str, start: int, end: int, row: Row) -> list[str]:
     return [text[start:end]] if end > start else []
 
 
-def _excerpt(pieces: list[_Piece]) -> list[_Piece]:
-    kept: list[_Piece] = []
+def _excerpt(pieces: list[Piece]) -> list[Piece]:
+    kept: list[Piece] = []
     room = _EXCERPT
     for piece in pieces:
         if len(piece.text) > room:
-            return [*kept, _Piece(piece.text[: max(room - 1, 0)] + "…", piece.share)]
+            return [*kept, Piece(piece.text[: max(room - 1, 0)] + "…", piece.share)]
         kept.append(piece)
         room -= len(piece.text)
     return kept

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from alinfik.distill.rows import Row
 from alinfik.distill.settings import SplitBy
+from alinfik.distill.words import words
 
 Part = Literal["train", "validation", "calibration", "held_out"]
 
@@ -133,6 +134,6 @@ def _jaccard(first: set[bytes], second: set[bytes]) -> float:
 
 
 def _shingles(row: Row) -> set[bytes]:
-    words = f"{row.prompt} {row.completion}".lower().split()
-    last = max(1, len(words) - _WORDS + 1)
-    return {" ".join(words[start : start + _WORDS]).encode() for start in range(last)}
+    text = words(f"{row.prompt} {row.completion}".lower())
+    last = max(1, len(text) - _WORDS + 1)
+    return {" ".join(text[start : start + _WORDS]).encode() for start in range(last)}

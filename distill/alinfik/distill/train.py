@@ -27,6 +27,7 @@ from alinfik.distill.llm import load_fast_tokenizer, model_source, public_name
 from alinfik.distill.measure import FEWEST_MEASURED, Predictions, agreement, measure, predict
 from alinfik.distill.quantise import AGREEMENT_LIMIT, quantise
 from alinfik.distill.report import write_report
+from alinfik.distill.rows import Row
 from alinfik.distill.settings import Size, SplitBy
 from alinfik.distill.splits import Part, Parts, family_names, known, parts_of
 from alinfik.distill.training_data import training_data
@@ -60,7 +61,7 @@ def train(settings: Train) -> None:
         )
     families = family_names(labels.rows, settings.split_by)
     parts = parts_of(families)
-    _check_parts(settings, parts, families)
+    _check_parts(settings, parts, families, labels.rows)
     torch.manual_seed(settings.seed)
     source, llm = _llm(settings, labels)
     family = settings.backbone or _family(settings.size, source)
@@ -73,9 +74,8 @@ def train(settings: Train) -> None:
         batch_tokens=settings.batch_tokens,
         pad_id=reading.encoding.pad_id,
         seed=settings.seed,
-        families=families,
     )
-    data = training_data(labels, llm, reading)
+    data = training_data(labels, families, llm, reading)
     checkpoint = _checkpoint(settings, labels)
     distilled = distil(backbone, reading, labels, data, parts, plan, checkpoint)
     with files.new_bundle(settings.out) as directory:
@@ -96,7 +96,9 @@ def _summary(bundle: Path) -> Iterator[str]:
         )
 
 
-def _check_parts(settings: Train, parts: Parts, families: Sequence[str]) -> None:
+def _check_parts(
+    settings: Train, parts: Parts, families: Sequence[str], rows: Sequence[Row]
+) -> None:
     """See that there is enough to measure the proxy on, to find intervals and to train with."""
     needed: dict[Part, str] = {"held_out": "measure the proxy on"}
     judged = known(parts)
@@ -111,9 +113,16 @@ def _check_parts(settings: Train, parts: Parts, families: Sequence[str]) -> None
     if not short and len({families[index] for index in judged}) < 2:
         short = ["no two kinds of samples to find intervals with"]
     if short:
+        providers, kinds = len({row.provider for row in rows}), len(set(families))
+        joined = (
+            f", and {providers} providers are {kinds} families, since those of which a text is the "
+            "other's too are one"
+            if settings.split_by == "provider" and kinds < providers
+            else ""
+        )
         raise TrainError(
             f"{settings.labels} leaves {short[0]}: with --split-by {settings.split_by}, what is "
-            "alike stays together; label more text, of more kinds"
+            f"alike stays together{joined}; label more text, of more kinds"
         )
 
 
@@ -200,7 +209,7 @@ def _quantised(
     """Write the quantised model, and keep it where it ranks as the exact one does."""
     path = directory / files.QUANTISED
     quantise(directory / files.MODEL, path)
-    found = agreement(predict(OnnxModel(path), samples, pad_id), exact)
+    found = agreement(exact, predict(OnnxModel(path), samples, pad_id))
     if found < AGREEMENT_LIMIT:
         for file in (path, path.with_name(f"{path.name}.data")):
             file.unlink(missing_ok=True)

@@ -30,12 +30,15 @@ class Training:
     Attributes:
         samples: encoded, N.
         labels: [N, K].
+        families: of each, the name of what it is one with, and what is left out of a regression as
+            a whole to see how that does.
         token_values: N arrays [tokens, K]; none where labels are not split over tokens.
         split: over which tokens.
     """
 
     samples: Sequence[Encoded]
     labels: Floats
+    families: Sequence[str]
     token_values: Sequence[Floats]
     split: TokenSplit
 
@@ -44,22 +47,26 @@ class Training:
         return Training(
             [self.samples[index] for index in indices],
             self.labels[indices],
+            [self.families[index] for index in indices],
             [self.token_values[index] for index in indices] if self.token_values else [],
             self.split,
         )
 
 
-def training_data(labels: Labels, llm: Reading, proxy: Reading) -> Training:
+def training_data(
+    labels: Labels, families: Sequence[str], llm: Reading, proxy: Reading
+) -> Training:
     """Return labelled samples as the proxy reads them.
 
     Args:
         labels: N.
+        families: the name of each one's.
         llm: how the labels' language model reads.
         proxy: how the proxy reads.
     """
     values = labels.token_values
     if proxy is llm:
-        return Training(labels.samples, labels.values, values, labels.token_split)
+        return Training(labels.samples, labels.values, families, values, labels.token_split)
     rows = labels.rows
     encoder = Encoder(proxy.tokenizer, proxy.encoding)
     samples = encoder.encode(rows)
@@ -70,7 +77,7 @@ def training_data(labels: Labels, llm: Reading, proxy: Reading) -> Training:
             _realigned(*one, split=labels.token_split, mean=mean)
             for one in zip(values, labels.samples, samples, *spans, strict=True)
         ]
-    return Training(samples, labels.values, values, labels.token_split)
+    return Training(samples, labels.values, families, values, labels.token_split)
 
 
 def token_targets(data: Training, batch: Batch) -> tuple[Tensor, Tensor]:

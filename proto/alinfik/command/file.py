@@ -15,6 +15,8 @@ from pydantic_settings import (
     PydanticBaseSettingsSource,
 )
 
+from alinfik.command.errors import CommandError
+
 _SUBCOMMAND_MARK = get_args(CliSubCommand[object])[1]
 
 
@@ -32,8 +34,14 @@ def with_values(settings: type[BaseSettings], values: dict[str, Any]) -> type[Ba
 
     A sub-command reads its table in its own class: given to the parent, a table would select its
     sub-command, and would outweigh the environment, which a sub-command reads for itself.
+
+    Raises:
+        CommandError: a sub-command's name stands for something else than a table.
     """
     nested = subcommands(settings)
+    for name in nested:
+        if not isinstance(values.get(name, {}), dict):
+            raise CommandError(f"--config: {name} is a sub-command; its settings stand in [{name}]")
     own = {name: value for name, value in values.items() if name not in nested}
 
     class WithValues(settings):

@@ -39,7 +39,7 @@ def progress(title: str, total: int | None) -> Generator[Advance]:
             BarColumn(),
             MofNCompleteColumn(),
             TimeRemainingColumn(elapsed_when_finished=True),
-            TextColumn("{task.fields[note]}"),
+            TextColumn("{task.fields[note]}", markup=False),
             console=console,
         ) as bar:
             task = bar.add_task(title, total=total, note="")

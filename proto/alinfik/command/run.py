@@ -1,6 +1,8 @@
 """Runs a command: reads its settings, calls it, and turns what it raises into an exit code."""
 
+import errno
 import os
+import re
 import sys
 import tomllib
 from collections.abc import Sequence
@@ -12,6 +14,9 @@ from pydantic_settings import BaseSettings, CliApp, SettingsError
 
 from alinfik.command.errors import CommandError
 from alinfik.command.file import subcommands, with_values
+
+# How pydantic-settings says that a variable is no JSON where a list is wanted.
+_OF_ENVIRONMENT = re.compile(r'for field "(\w+)" from source "EnvSettingsSource"')
 
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 
@@ -40,7 +45,7 @@ def run(settings: type[BaseSettings], argv: Sequence[str] | None = None) -> NoRe
         # Its first line says what is wrong; the help of the command may follow.
         reason, _, usage = str(error).removeprefix("Error: ").partition("\n")
         print(usage, end="\n" * bool(usage), file=sys.stderr)
-        _fail(program, reason)
+        _fail(program, _of_environment(reason, settings) or reason)
     except ValidationError as error:
         _fail(program, _describe(error, settings))
     except KeyboardInterrupt:
@@ -48,9 +53,18 @@ def run(settings: type[BaseSettings], argv: Sequence[str] | None = None) -> NoRe
         sys.exit(EXIT_INTERRUPTED)
     except BrokenPipeError:
         # The reader of our output has left (`| head`): nothing more to say, nor anyone to hear it.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
+        _forget_output()
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        _forget_output()
+        _fail(program, f"{error.filename or 'standard output'}: {error.strerror}", 1)
     sys.exit(0)
+
+
+def _forget_output() -> None:
+    """What is left of standard output goes nowhere: at the exit it would fail once more."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _fail(program: str, message: str, exit_code: int = CommandError.exit_code) -> NoReturn:
@@ -98,8 +112,17 @@ def _describe(error: ValidationError, settings: type[BaseSettings]) -> str:
             parts.append(f"the configuration file sets {place}, which is no setting here")
         else:
             reason = item["msg"].removeprefix("Value error, ")
-            parts.append(f"{flag}: {reason} (got {item['input']!r})")
+            said = f"{flag}: {reason} (got {item['input']!r})"
+            parts.append(_of_environment(reason, settings) or said)
     return "; ".join(parts) + ". See --help."
+
+
+def _of_environment(reason: str, settings: type[BaseSettings]) -> str | None:
+    """Say which variable is no JSON where a list is wanted, if that is the reason."""
+    if not (named := _OF_ENVIRONMENT.search(reason)):
+        return None
+    name = str(settings.model_config.get("env_prefix", "")) + named[1].upper()
+    return f'{name} in the environment is a list; write ["one", "two"]'
 
 
 def _within_subcommand(loc: list[str], settings: type[BaseSettings]) -> list[str]:

@@ -465,7 +465,8 @@ class Metrics(_message.Message):
     """Samples held out from training and calibration."""
     export_error: _builtins.float
     """Largest difference between the exported model and the trained one over a probe batch, as a
-    fraction of the values' standard deviation.
+    fraction of the values' spread: their standard deviation, or the half of their intervals' mean
+    width where that is more.
     """
     int8_spearman: _builtins.float
     """Rank correlation of the values of the quantised model with those of the exact one over held-out

@@ -5,6 +5,7 @@ budget. Knows nothing of time, bounds, models and callers. No locks: the event l
 it.
 """
 
+import math
 from collections import OrderedDict
 from enum import IntEnum
 from itertools import islice
@@ -60,13 +61,18 @@ class BatchQueue(Generic[E]):
         del line[entry]
         return True
 
-    def take(self, budget: int) -> list[E]:
+    def take(self, budget: int, most_padding: float = math.inf) -> list[E]:
         """Take the next batch out.
 
         The oldest entry of the first priority that has any always goes, so nothing starves. It is
         joined by the entries of nearest length, first those of its own priority, then of the next,
         while rows times longest row stays within ``budget`` tokens. Only an entry that is longer
         than the budget by itself exceeds it, alone. Empty when nothing waits.
+
+        Args:
+            budget: tokens of the batch, padding included.
+            most_padding: an entry that would add more tokens of padding does not join: what a batch
+                of its own costs.
         """
         batch: list[E] = []
         wanted = longest = 0
@@ -74,17 +80,24 @@ class BatchQueue(Generic[E]):
             window = list(islice(line, WINDOW))
             if window and not batch:
                 wanted = longest = window[0].length
-            lengths = np.array([entry.length for entry in window])
+            away = np.abs(np.array([entry.length for entry in window]) - wanted)
             # Stable: of equal lengths the oldest goes first, so the very oldest does.
-            nearest: list[int] = np.argsort(np.abs(lengths - wanted), kind="stable").tolist()
-            for place in nearest:
+            nearest: list[int] = np.argsort(away, kind="stable").tolist()
+            for place in nearest[: np.count_nonzero(away <= most_padding)]:
                 entry = window[place]
                 rows = len(batch) + 1
                 if batch and rows * longest > budget:
                     return batch
                 if batch and rows * entry.length > budget:
                     continue
+                if _padding(len(batch), longest, entry.length) > most_padding:
+                    continue
                 batch.append(entry)
                 longest = max(longest, entry.length)
                 del line[entry]
         return batch
+
+
+def _padding(rows: int, longest: int, length: int) -> int:
+    """Tokens of padding that an entry of this length adds to a batch."""
+    return longest - length if length <= longest else rows * (length - longest)

@@ -275,7 +275,7 @@ class Engine:
 
     def _take(self) -> list[Job]:
         """The next batch, out of the queue and of its room."""
-        batch = self._queue.take(self.warm.batch_tokens)
+        batch = self._queue.take(self.warm.batch_tokens, self.warm.around_tokens)
         self._give_back(batch)
         return batch
 

@@ -25,6 +25,8 @@ _PROGRAM = "alinfik.server.healthcheck"
 _EVERY_INTERFACE = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104  nothing listens here
 # The messages of grpc.health.v1, as they are on the wire.
 _CHECK, _SERVING = b"", b"\x08\x01"
+# gRPC would ask even this machine by the proxy of `http_proxy`, which container engines pass on.
+_DIRECTLY = [("grpc.enable_http_proxy", 0)]
 
 _DEFAULTS = {
     "listen": "127.0.0.1:50051",
@@ -127,14 +129,13 @@ def _ask_metrics(address: str, seconds: float) -> None:
 def _channel(address: str, settings: Namespace) -> grpc.Channel:
     trusted = "health_ca" if settings.health_ca else "tls_certificate"
     if not getattr(settings, trusted):
-        return grpc.insecure_channel(address)
+        return grpc.insecure_channel(address, _DIRECTLY)
     credentials = grpc.ssl_channel_credentials(
         *(_pem(settings, name) for name in (trusted, "health_key", "health_certificate"))
     )
     name = settings.health_name
-    return grpc.secure_channel(
-        address, credentials, [("grpc.ssl_target_name_override", name)] if name else []
-    )
+    named = [("grpc.ssl_target_name_override", name)] if name else []
+    return grpc.secure_channel(address, credentials, [*_DIRECTLY, *named])
 
 
 def _pem(settings: Namespace, name: str) -> bytes | None:

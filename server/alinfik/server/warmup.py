@@ -6,13 +6,17 @@ in it at once, and how large they may be. Knows nothing of samples and queues.
 Whether two batches on one core each are quicker than one batch on two depends on the model: small
 matrices leave cores idle, large ones do not. A larger batch costs less around it, until it is out
 of the cache. So both are measured, unless they are set.
+
+What is measured has the cores to itself. In a server the tokenizer and the event loop take one now
+and then: a batch on two cores stands still meanwhile, of two batches one goes on. On two cores that
+cost a batch on both a third of its speed. So fewer at once are for models that are much quicker so.
 """
 
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from functools import reduce
+from dataclasses import dataclass, replace
+from functools import partial, reduce
 
 import numpy as np
 
@@ -34,10 +38,14 @@ _LONG_SECONDS = 0.05
 # What the event loop does for a batch however small: take it, hand it to a thread, hear of it. No
 # other batch's turn comes meanwhile, so a model that is as quick as that wants large ones.
 _AROUND_SECONDS = 0.0005
+# Of a text that costs little but what is around it.
+_SHORT_TOKENS = 8
 # Long enough that a batch or ten end in it, short enough that a start is not felt.
 _MEASURE_SECONDS = 0.5
-# More batches at once, or larger ones, take longer: only for what shows beyond the noise.
-_WORTH = 1.05
+# Fewer batches at once, on more cores each, are worth it from here on.
+_FEWER_WORTH = 1.25
+# Larger ones take longer: only for what shows beyond the noise.
+_LARGER_WORTH = 1.05
 
 
 @dataclass(frozen=True)
@@ -52,6 +60,8 @@ class Warm:
     """Most tokens of one, padding included."""
     tokens_per_second: float
     """Of full batches, all workers together."""
+    around_tokens: float = 0.0
+    """What a batch costs besides its tokens, in tokens: more padding than that is not worth it."""
 
 
 def warm_up(bundle: Bundle, settings: ServerSettings, last_id: int) -> Warm:
@@ -82,8 +92,8 @@ def warm_up(bundle: Bundle, settings: ServerSettings, last_id: int) -> Warm:
             raise BundleError(f"{bundle.path} fails on its first batch: {error}") from error
         return Warm(runtime, precision, workers, batch_tokens, speed)
 
-    def better(one: Warm, other: Warm) -> Warm:
-        return other if other.tokens_per_second > _WORTH * one.tokens_per_second else one
+    def better(one: Warm, other: Warm, worth: float) -> Warm:
+        return other if other.tokens_per_second > worth * one.tokens_per_second else one
 
     def ways() -> Iterator[Warm]:
         for workers, threads in _ways(settings, device):
@@ -93,12 +103,19 @@ def warm_up(bundle: Bundle, settings: ServerSettings, last_id: int) -> Warm:
             yield tried(runtime, workers, _sizes(settings, runtime.device)[0])
 
     # Two models are in memory at a time, the best so far and the one that is tried.
-    best = reduce(better, ways())
+    best = reduce(partial(better, worth=_FEWER_WORTH), ways())
     for size in _sizes(settings, best.runtime.device)[1:]:
         if best.workers * best.batch_tokens / best.tokens_per_second > _LONG_SECONDS:
             break
-        best = better(best, tried(best.runtime, best.workers, size))
-    return best
+        best = better(best, tried(best.runtime, best.workers, size), _LARGER_WORTH)
+    short = Encoded(row.input_ids[:_SHORT_TOKENS], 0, truncated=False)
+    return replace(best, around_tokens=_around_tokens(best, short))
+
+
+def _around_tokens(warm: Warm, short: Encoded) -> float:
+    """What a batch of one short text takes beyond its tokens, in tokens of full batches."""
+    seconds = len(short) / _tokens_per_second(warm.runtime, [short], warm.workers)
+    return max(0.0, seconds * warm.tokens_per_second - len(short))
 
 
 def _sizes(settings: ServerSettings, device: Device) -> Sequence[int]:
@@ -106,7 +123,7 @@ def _sizes(settings: ServerSettings, device: Device) -> Sequence[int]:
 
 
 def _ways(settings: ServerSettings, device: Device) -> list[tuple[int, int]]:
-    """Workers and threads of each to try, fewest workers first."""
+    """Workers and threads of each to try, most workers first."""
     cores = usable_cores()
     workers, threads = settings.workers, settings.threads_per_worker
     if workers or threads:
@@ -114,8 +131,9 @@ def _ways(settings: ServerSettings, device: Device) -> list[tuple[int, int]]:
         return [(workers, threads or max(1, cores // workers))]
     if device == "cuda":
         # A second batch is copied and padded while the first one runs.
-        return [(1, cores), (2, cores)]
-    return [(workers, cores // workers) for workers in sorted({1, max(1, cores // 2), cores})]
+        return [(2, cores), (1, cores)]
+    numbers = sorted({1, max(1, cores // 2), cores}, reverse=True)
+    return [(workers, cores // workers) for workers in numbers]
 
 
 def _tokens_per_second(runtime: Runtime, batch: list[Encoded], workers: int) -> float:
