@@ -106,17 +106,17 @@ def usage(server: psutil.Process) -> Generator[Usage]:
             found.most_bytes = max(found.most_bytes, found.last_bytes)
 
     watcher = threading.Thread(target=watch)
-    processes = (server, psutil.Process())
-    before = [cpu_seconds(process) for process in processes]
+    # The server is a child of this process, and its time is not this one's.
+    before = cpu_seconds(server), _own_cpu_seconds(psutil.Process())
     begun = time.perf_counter()
     watcher.start()
     try:
         yield found
     finally:
         seconds = time.perf_counter() - begun
+        after = cpu_seconds(server), _own_cpu_seconds(psutil.Process())
         found.server_cores, found.generator_cores = (
-            (cpu_seconds(process) - start) / seconds
-            for process, start in zip(processes, before, strict=True)
+            (end - start) / seconds for start, end in zip(before, after, strict=True)
         )
         stop.set()
         watcher.join()
@@ -124,8 +124,12 @@ def usage(server: psutil.Process) -> Generator[Usage]:
 
 def cpu_seconds(process: psutil.Process) -> float:
     """What a process and its children have taken so far."""
-    times = [one.cpu_times() for one in _family(process)]
-    return sum(one.user + one.system for one in times)
+    return sum(map(_own_cpu_seconds, _family(process)))
+
+
+def _own_cpu_seconds(process: psutil.Process) -> float:
+    times = process.cpu_times()
+    return times.user + times.system
 
 
 def _resident_bytes(process: psutil.Process) -> int:
