@@ -59,6 +59,7 @@ def test_an_unknown_target_or_bundle_is_one_line(alinfik, pool, address):
             ["--timeout-seconds", "inf"],
             "a timeout of inf s: give more than 0 and at most",
         ),
+        (["--bundle", "/a/bundle"], "--bundle: give a bundle's id, as `alinfik info` shows it, or"),
         (["--tls-ca", "/no/file"], "/no/file cannot be read (No such file or directory)"),
         (["--tls-ca", "/dev/null"], "/dev/null is no PEM file"),
         (["--tls-key", "/dev/null"], "a TLS key needs its certificate beside it"),

@@ -1,8 +1,9 @@
 """The `alinfik` command: parses, then calls one function for each sub-command."""
 
 from pathlib import Path
+from typing import Annotated
 
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import AfterValidator, Field, NonNegativeInt, PositiveFloat, PositiveInt
 from pydantic_settings import (
     BaseSettings,
     CliApp,
@@ -32,6 +33,16 @@ _TARGET = Field(
 _BUNDLE = Field(default="", description="Bundle id; the active one where not given.")
 
 
+def _check_id(bundle: str) -> str:
+    if "/" in bundle:
+        # The server's variable of that name holds a directory.
+        raise ValueError("give a bundle's id, as `alinfik info` shows it, or unset ALINFIK_BUNDLE")
+    return bundle
+
+
+_BundleId = Annotated[str, AfterValidator(_check_id)]
+
+
 class Score(Connection):
     """Value the samples of a file.
 
@@ -44,7 +55,7 @@ class Score(Connection):
         default=None, description="File to write: .jsonl, or a flat table in .csv or .parquet."
     )
     target: list[str] = _TARGET
-    bundle: str = _BUNDLE
+    bundle: _BundleId = _BUNDLE
 
     def cli_cmd(self) -> None:
         """Score the file."""
@@ -61,7 +72,7 @@ class Explain(Connection):
 
     file: CliPositionalArg[str] = _FILE
     target: list[str] = _TARGET
-    bundle: str = _BUNDLE
+    bundle: _BundleId = _BUNDLE
 
     def cli_cmd(self) -> None:
         """Explain the file."""

@@ -67,6 +67,13 @@ def train(settings: Train) -> None:
     family = settings.backbone or _family(settings.size, source)
     if family == "bag" and settings.epochs:
         raise TrainError("--epochs trains an encoder or layers:N; a bag has only regressions")
+    adapter = labels.manifest.language_model.adapter
+    if adapter and family.startswith("layers") and settings.model is None:
+        print(
+            f"the labels are of the model with the adapter {adapter}, and {family} is the model "
+            "without; --model takes a directory where the two are merged",
+            file=sys.stderr,
+        )
     backbone, reading = build_backbone(family, source, llm)
     plan = Plan(
         epochs=settings.epochs,
