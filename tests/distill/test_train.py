@@ -225,7 +225,7 @@ def test_token_values_reduce_to_the_label_in_the_encoder_s_tokens_too(
     encoder = write_encoder(tmp_path / "encoder")
     _, reading = build_backbone(f"encoder:{encoder}", str(tiny_llm), llm)
     for of in (llm, reading):
-        data = training_data(labels, llm, of)
+        data = training_data(labels, [str(n) for n in range(len(labels))], llm, of)
         means = [values.mean(axis=0) for values in data.token_values]
         np.testing.assert_allclose(means, data.labels, rtol=1e-4, atol=1e-6)
         assert [len(values) for values in data.token_values] == [len(s) for s in data.samples]
