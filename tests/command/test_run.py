@@ -293,4 +293,4 @@ def test_a_full_disk_is_one_line():
             text=True,
             check=False,
         )
-    assert (done.returncode, done.stderr) == (1, "-c: standard output: No space left on device\n")
+    assert (done.returncode, done.stderr) == (1, "-c: what it writes: No space left on device\n")

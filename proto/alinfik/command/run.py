@@ -58,7 +58,7 @@ def run(settings: type[BaseSettings], argv: Sequence[str] | None = None) -> NoRe
         if error.errno != errno.ENOSPC:
             raise
         _forget_output()
-        _fail(program, f"{error.filename or 'standard output'}: {error.strerror}", 1)
+        _fail(program, f"{error.filename or 'what it writes'}: {error.strerror}", 1)
     sys.exit(0)
 
 
