@@ -1,10 +1,11 @@
 """The gRPC server under load, against the model alone: `python -m benchmarks.serve`.
 
-One run, six minutes on two cores, which the server and its load generator share. It measures
+One run, eight minutes on two cores, which the server and its load generator share. It measures
 
     the limit      the model in ONNX Runtime with the texts tokenised ahead, sorted by length, in
-                   the best batches found, no server (`benchmarks.limit`); before and after the
-                   server, the better of the two
+                   the best batches found, no server (`benchmarks.limit`); just before and just
+                   after each of the loads below, whose ratios are to the mean of the two, since a
+                   machine may be quicker or slower a minute later
     closed loops   `Score` with 1, 8 and 32 samples a request, and `ScoreStream` with 64 a request
                    on one stream and on four; 256 samples being unanswered in all, 128 or 192 where
                    the model takes seconds for as many, and on four streams two requests on each
@@ -12,12 +13,14 @@ One run, six minutes on two cores, which the server and its load generator share
                    with one sample a request at 80 %: Poisson arrivals that wait for nobody, latency
                    from the moment a request was due, no retries
 
-with real texts, `fresh.jsonl` of `benchmarks.pool`. None is sent twice, since a server may remember
-what it has valued: six letters that count up stand at the place of each completion's first six
-characters, in the server's texts and in the limit's alike (`benchmarks.traffic`). The server runs
-on the CPU with its defaults. Two tables, and a JSON object as the last line:
+`--rounds 3` does all of that three times, and medians count: a machine that is shared changes
+within a measurement too. Texts are real, `fresh.jsonl` of `benchmarks.pool`, and none is sent
+twice, since a server may remember what it has valued: six letters that count up stand at the place
+of each completion's first six characters, in the server's texts and in the limit's alike
+(`benchmarks.traffic`). The server runs on the CPU with its defaults. Two tables, and a JSON object
+as the last line:
 
-    limit_samples_per_second
+    limit_samples_per_second   the mean of all
     stream_ratio        samples a second by one stream over the limit                     >= 0.90
     unary32_ratio       the same by Score with 32 samples a request                       >= 0.85
     goodput_ratio_300   samples valued a second at 300 % over the most that requests of
@@ -53,7 +56,7 @@ from typing import Any
 from alinfik.distill.bundle import read_manifest
 from benchmarks.bundles import trained
 from benchmarks.ghz import Opinion, by_ghz
-from benchmarks.limit import Limit, measured_limit
+from benchmarks.limit import Alone
 from benchmarks.load import Generator, Load
 from benchmarks.pool import arguments
 from benchmarks.serve_report import Point, report
@@ -80,6 +83,7 @@ def main() -> None:
     parser.add_argument("--backbone", default="encoder", help="whose bundle to serve")
     parser.add_argument("--bundle", type=Path, help="another bundle to serve")
     parser.add_argument("--seconds", type=float, default=20.0, help="of each measurement")
+    parser.add_argument("--rounds", type=int, default=1, help="of all of them; medians count")
     parser.add_argument("--soak-seconds", type=float, default=0.0, help="of load at 300 %%")
     parser.add_argument("--ghz", nargs="?", const="ghz", help="measure by ghz too; its path")
     parser.add_argument("--profile", action="store_true", help="profile a stream, and no more")
@@ -94,20 +98,19 @@ def main() -> None:
     if options.profile:
         profile(bundle, traffic, options.seconds, log)
         return
-    limits = [measured_limit(bundle, traffic.rows(), options.seconds)]
+    alone = Alone(bundle, traffic.rows())
     with running_server(bundle, log) as server:
-        bench = Bench(server, bundle, traffic, options.seconds, in_flight(limits[0]))
-        bench.closed_loops()
-        bench.open_loops(options.soak_seconds)
+        bench = Bench(server, bundle, traffic, options.seconds, alone)
+        rounds = [bench.round() for _ in range(options.rounds)]
+        if options.soak_seconds:
+            bench.soak(options.soak_seconds)
         opinion = bench.second_opinion(options.ghz) if options.ghz else None
-    limits.append(measured_limit(bundle, traffic.rows(), options.seconds))
-    limit = max(limits, key=lambda limit: limit.samples_per_second)
-    report(read_manifest(bundle).proxy.backbone, limit, server.way, bench.points, opinion)
+    report(read_manifest(bundle).proxy.backbone, alone, server.way, rounds, opinion)
 
 
-def in_flight(limit: Limit) -> int:
+def in_flight(alone: Alone) -> int:
     """Samples to keep unanswered: a stream's requests, two at least, so that it is never idle."""
-    requests = int(limit.samples_per_second * _IN_FLIGHT_SECONDS) // _STREAM_SIZE
+    requests = int(alone.samples_per_second * _IN_FLIGHT_SECONDS) // _STREAM_SIZE
     return _STREAM_SIZE * min(max(2, requests), _MOST_IN_FLIGHT // _STREAM_SIZE)
 
 
@@ -115,7 +118,7 @@ def profile(bundle: Path, traffic: Traffic, seconds: float, log: Path) -> None:
     """Print what the event loop of a server under a profiler does for one stream's samples."""
     profiled = log.with_suffix(".prof")
     with running_server(bundle, log, profiled) as server:
-        bench = Bench(server, bundle, traffic, seconds, _MOST_IN_FLIGHT)
+        bench = Bench(server, bundle, traffic, seconds, Alone(bundle, traffic.rows()))
         server.process.send_signal(signal.SIGUSR1)
         bench.stream(1)
     samples = sum(answer.valued for answer in bench.points["stream1"].load.answers)
@@ -123,37 +126,52 @@ def profile(bundle: Path, traffic: Traffic, seconds: float, log: Path) -> None:
 
 
 class Bench:
-    """One server, loaded in one way after another; ``points`` is what came of it, by name."""
+    """One server, loaded in one way after another; ``points`` is what last came of each."""
 
     def __init__(
-        self, server: Server, bundle: Path, traffic: Traffic, seconds: float, in_flight: int
+        self, server: Server, bundle: Path, traffic: Traffic, seconds: float, alone: Alone
     ) -> None:
         self.points: dict[str, Point] = {}
         self._server = server
         self._generator = Generator(server.address, read_manifest(bundle).bundle_id)
         self._traffic = traffic
         self._seconds = seconds
-        self._in_flight = in_flight
+        self._alone = alone
+        self._in_flight = in_flight(alone)
 
-    def closed_loops(self) -> None:
+    def round(self) -> dict[str, Point]:
+        """Load the server in every way; return what came of each, by name."""
+        self.points = {}
+        self._closed_loops()
+        self._open_loops()
+        return self.points
+
+    def _closed_loops(self) -> None:
         """See how much the server can do, by every way in."""
         for size in (1, 8, 32):
             self._score(size)
         for streams in (1, 4):
             self.stream(streams)
 
-    def open_loops(self, soak_seconds: float) -> None:
+    def _open_loops(self) -> None:
         """See how it bears some of that, and more than that."""
-        size = _OPEN_SIZE
-        while 3 * self.points["stream1"].load.goodput / size > _OPEN_CALLS:
-            size *= 2
+        size = self._open_size()
         if f"score{size}" not in self.points:
             self._score(size)
         self._open("open80single", 1, 80)
         for percent in (50, 80, 300):
             self._open(f"open{percent}", size, percent)
-        if soak_seconds:
-            self._open("soak", size, 300, soak_seconds)
+
+    def soak(self, seconds: float) -> None:
+        """See how it bears more than it can for so long."""
+        self._open("soak", self._open_size(), 300, seconds)
+
+    def _open_size(self) -> int:
+        """Samples a request of an open loop."""
+        size = _OPEN_SIZE
+        while 3 * self.points["stream1"].load.goodput / size > _OPEN_CALLS:
+            size *= 2
+        return size
 
     def stream(self, streams: int) -> None:
         """Keep so many streams busy."""
@@ -181,10 +199,11 @@ class Bench:
         self._run(name, f"Score of {size}, {percent} % load, {seconds:.0f} s", load)
 
     def _run(self, name: str, label: str, load: Coroutine[Any, Any, Load]) -> None:
-        with usage(self._server.process) as used:
+        around = self._alone.around(self._seconds / 2, self._server.way)
+        with around as limit, usage(self._server.process) as used:
             done = asyncio.run(load)
-        self.points[name] = Point(label, done, used)
-        print(f"{label}: {done.goodput:,.0f} samples/s", flush=True)
+        point = self.points[name] = Point(label, done, used, limit)
+        print(f"{label}: {done.goodput:,.0f} samples/s, {point.ratio:.2f} of the limit", flush=True)
 
 
 if __name__ == "__main__":

@@ -5,14 +5,15 @@ In: the limit and what came of every load. Out: two tables and a JSON object on 
 
 import json
 import operator
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import mean, median
 
 from rich.console import Console
 from rich.table import Table
 
 from benchmarks.ghz import Opinion
-from benchmarks.limit import Limit
+from benchmarks.limit import Alone, Limit, Way
 from benchmarks.load import REFUSED, Load
 from benchmarks.serving import Usage
 
@@ -37,27 +38,39 @@ _BAG_LIMITS = {"stream_samples_per_second": (">=", 20_000.0)} | {
 
 @dataclass(frozen=True)
 class Point:
-    """One way to load the server, what came of it, and what it took."""
+    """One way to load the server, what came of it, what it took, and what the model could do."""
 
     label: str
     load: Load
     usage: Usage
+    limit: Limit
+
+    @property
+    def ratio(self) -> float:
+        """Samples valued a second, over the model's alone."""
+        return self.load.goodput / self.limit.samples_per_second
 
 
 def report(
     backbone: str,
-    limit: Limit,
-    way: tuple[int, int],
-    points: Mapping[str, Point],
+    alone: Alone,
+    way: Way,
+    rounds: Sequence[Mapping[str, Point]],
     opinion: Opinion | None,
 ) -> None:
-    """Print everything; ``way`` is the server's, tokens of a batch and batches at a time."""
+    """Print everything; ``way`` is the server's. Medians over the rounds are what counts."""
     console = Console(width=140)
-    console.print(loads(limit, points, opinion))
-    for point in points.values():
-        for status, count in point.load.failed.items():
-            console.print(f"{point.label}: {count:,} calls ended with {status}", highlight=False)
-    found = figures(limit, way, points)
+    for points in rounds:
+        console.print(loads(alone, points, opinion if points is rounds[-1] else None))
+        for point in points.values():
+            for status, count in point.load.failed.items():
+                console.print(f"{point.label}: {count:,} calls ended with {status}")
+    each = [figures(alone, way, points) for points in rounds]
+    # The last round may have a soak besides.
+    found = {
+        name: median(figures[name] for figures in each if name in figures) for name in each[-1]
+    }
+    found["failed"] = sum(figures["failed"] for figures in each)
     limits = _BAG_LIMITS if backbone == "bag" else _LIMITS
     table = Table("figure", "value", "limit", "")
     for name, value in found.items():
@@ -68,21 +81,21 @@ def report(
     print(json.dumps({name: round(value, 4) for name, value in found.items()}))
 
 
-def loads(limit: Limit, points: Mapping[str, Point], opinion: Opinion | None) -> Table:
+def loads(alone: Alone, points: Mapping[str, Point], opinion: Opinion | None) -> Table:
     """A row for each way to load the server."""
     table = Table("load", "samples/s", "of limit")
     for title in ("p50 ms", "p99 ms", "p99.9 ms", "refused", "in ms", "MB", "its cores", "ours"):
         table.add_column(title, justify="right")
-    rate = limit.samples_per_second
-    way = f"model alone, {limit.workers} x {limit.batch_tokens} tokens"
-    table.add_row(way, f"{rate:,.0f}", "1")
+    tokens, workers = alone.best
+    way = f"model alone, {workers} x {tokens} tokens"
+    table.add_row(way, f"{_mean_limit(points):,.0f}", "1")
     for point in points.values():
         load, usage = point.load, point.usage
         refusal = f"{load.latency_ms(50, status=REFUSED)[0]:,.1f}" if load.refused else ""
         table.add_row(
             point.label,
             f"{load.goodput:,.0f}",
-            f"{load.goodput / rate:.2f}",
+            f"{point.ratio:.2f}",
             *(f"{latency:,.1f}" for latency in load.latency_ms(50, 99, 99.9)),
             f"{load.refused:.0%}",
             refusal,
@@ -93,27 +106,26 @@ def loads(limit: Limit, points: Mapping[str, Point], opinion: Opinion | None) ->
     if opinion:
         speed = opinion.samples_per_second
         latencies = (f"{opinion.latency_ms[percent]:,.1f}" for percent in (50, 99))
-        table.add_row("Score of 32, by ghz", f"{speed:,.0f}", f"{speed / rate:.2f}", *latencies)
+        table.add_row("Score of 32, by ghz", f"{speed:,.0f}", "", *latencies)
     return table
 
 
-def figures(limit: Limit, way: tuple[int, int], points: Mapping[str, Point]) -> dict[str, float]:
+def figures(alone: Alone, way: Way, points: Mapping[str, Point]) -> dict[str, float]:
     """What the run comes to; `benchmarks.serve` says what each figure is."""
     rates = {name: point.load.goodput for name, point in points.items()}
     overload, usage = points["open300"].load, points["open300"].usage
     size = max(answer.valued for answer in overload.answers)
     peak = max(rates[name] for name in (f"score{size}", "open50", "open80"))
-    full_batch_ms = 1000 * limit.batch_seconds[way]
     found = {
-        "limit_samples_per_second": limit.samples_per_second,
-        "tokenise_microseconds": 1e6 * limit.tokenise_seconds,
+        "limit_samples_per_second": _mean_limit(points),
+        "tokenise_microseconds": 1e6 * alone.tokenise_seconds,
         "batch_tokens": way[0],
         "batches_at_a_time": way[1],
-        "full_batch_ms": full_batch_ms,
+        "full_batch_ms": 1000 * points["open80single"].limit.batch_seconds,
         "stream_samples_per_second": rates["stream1"],
     }
     found |= {
-        f"{name}_ratio": rates[point] / limit.samples_per_second
+        f"{name}_ratio": points[point].ratio
         for name, point in (
             ("stream", "stream1"),
             ("four_streams", "stream4"),
@@ -124,9 +136,9 @@ def figures(limit: Limit, way: tuple[int, int], points: Mapping[str, Point]) -> 
     }
     found["goodput_ratio_300"] = rates["open300"] / peak
     for name, point in (("", "open80single"), (f"_of_{size}", "open80")):
-        busy = points[point].load
+        busy, limit = points[point].load, points[point].limit
         p99, queued = busy.latency_ms(99)[0], busy.queued_ms(99, limit.samples_per_second)
-        found[f"p99_over_batch_80{name}"] = p99 / full_batch_ms
+        found[f"p99_over_batch_80{name}"] = p99 / (1000 * limit.batch_seconds)
         found[f"p99_over_queue_80{name}"] = p99 / queued
     found |= {
         "refused_300": overload.refused,
@@ -140,3 +152,7 @@ def figures(limit: Limit, way: tuple[int, int], points: Mapping[str, Point]) -> 
         found["memory_most_ratio_soak"] = soak.usage.most_bytes / soak.usage.first_bytes
     found["failed"] = sum(point.load.failed.total() for point in points.values())
     return found
+
+
+def _mean_limit(points: Mapping[str, Point]) -> float:
+    return mean(point.limit.samples_per_second for point in points.values())

@@ -3,8 +3,8 @@
 Four minutes on two cores, which the server shares with Apache Kafka, one broker. It measures
 
     the limit      the model in ONNX Runtime with the texts tokenised ahead, sorted by length, in
-                   the best batches found, no server and no Kafka (`benchmarks.limit`); before and
-                   after the stream, the better of the two
+                   the best batches found, no server and no Kafka (`benchmarks.limit`); just before
+                   and just after each delivery, whose ratio is to the mean of the two
     the stream     real texts, `fresh.jsonl` of `benchmarks.pool`, wait on the topic before the
                    server starts; how quickly their valuations appear, once with exactly-once
                    delivery and once with at-least-once
@@ -16,7 +16,7 @@ No text comes twice, since a server remembers what it has valued: six letters th
 each (`benchmarks.traffic`). The server runs on the CPU with its defaults. Rates are over the middle
 half of the records, by the broker's clock. A JSON object is the last line:
 
-    limit_samples_per_second
+    limit_samples_per_second     when its best batches were found
     eos_ratio                    exactly once, over the limit           >= 0.85
     alo_ratio                    at least once, over the limit
     trivial_records_per_second   exactly once                           >= 15,000
@@ -58,7 +58,7 @@ from alinfik.distill.bundle import read_manifest
 from alinfik.distill.samples import Row
 from benchmarks.backlog import Backlog
 from benchmarks.bundles import trained
-from benchmarks.limit import measured_limit
+from benchmarks.limit import Alone
 from benchmarks.load import Generator as LoadGenerator
 from benchmarks.load import Load
 from benchmarks.pool import arguments
@@ -128,16 +128,15 @@ class Bench:
 
     def ratios(self, bundle: Path, seconds: float, deliveries: list[str]) -> dict[str, float]:
         """The stream's rates over the model's own."""
-        limit = measured_limit(bundle, self._traffic.rows(), seconds)
-        count = max(_LEAST_RECORDS, int(limit.samples_per_second * seconds))
-        found: dict[str, float] = {}
+        alone = Alone(bundle, self._traffic.rows())
+        count = max(_LEAST_RECORDS, int(alone.samples_per_second * seconds))
+        found = {"limit_samples_per_second": alone.samples_per_second}
         for name in deliveries:
-            found |= self.drain(name, bundle, itertools.islice(rows(self._traffic), count), name)
-        after = measured_limit(bundle, self._traffic.rows(), seconds)
-        best = max(limit.samples_per_second, after.samples_per_second)
-        found["limit_samples_per_second"] = best
-        for name in deliveries:
-            found[f"{name}_ratio"] = found[f"{name}_records_per_second"] / best
+            records = itertools.islice(rows(self._traffic), count)
+            with alone.around(seconds) as limit:
+                found |= self.drain(name, bundle, records, name)
+            rate = found[f"{name}_records_per_second"]
+            found[f"{name}_ratio"] = rate / limit.samples_per_second
         return found
 
     def trivial(self, bundle: Path, deliveries: list[str]) -> dict[str, float]:

@@ -122,8 +122,8 @@ def _check_parts(
     if short:
         providers, kinds = len({row.provider for row in rows}), len(set(families))
         joined = (
-            f", and {providers} providers are {kinds} families, since those of which a text is the "
-            "other's too are one"
+            f", and {providers} providers are {kinds} {'family' if kinds == 1 else 'families'}, "
+            "since a text of theirs is another's too"
             if settings.split_by == "provider" and kinds < providers
             else ""
         )
