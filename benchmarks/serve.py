@@ -17,8 +17,8 @@ One run, eight minutes on two cores, which the server and its load generator sha
 within a measurement too. Texts are real, `fresh.jsonl` of `benchmarks.pool`, and none is sent
 twice, since a server may remember what it has valued: six letters that count up stand at the place
 of each completion's first six characters, in the server's texts and in the limit's alike
-(`benchmarks.traffic`). The server runs on the CPU with its defaults. Two tables, and a JSON object
-as the last line:
+(`benchmarks.traffic`). The server runs on the CPU with its defaults. A table a round, one of the
+figures, and a JSON object as the last line:
 
     limit_samples_per_second   the mean of all
     stream_ratio        samples a second by one stream over the limit                     >= 0.90
@@ -118,15 +118,16 @@ def profile(bundle: Path, traffic: Traffic, seconds: float, log: Path) -> None:
     """Print what the event loop of a server under a profiler does for one stream's samples."""
     profiled = log.with_suffix(".prof")
     with running_server(bundle, log, profiled) as server:
-        bench = Bench(server, bundle, traffic, seconds, Alone(bundle, traffic.rows()))
+        generator = Generator(server.address, read_manifest(bundle).bundle_id)
+        in_flight = _MOST_IN_FLIGHT // _STREAM_SIZE
+        load = generator.streams(traffic.requests(_STREAM_SIZE), 1, in_flight, seconds)
         server.process.send_signal(signal.SIGUSR1)
-        bench.stream(1)
-    samples = sum(answer.valued for answer in bench.points["stream1"].load.answers)
-    print_profile(profiled, samples, _PROFILED)
+        answers = asyncio.run(load).answers
+    print_profile(profiled, sum(answer.valued for answer in answers), _PROFILED)
 
 
 class Bench:
-    """One server, loaded in one way after another; ``points`` is what last came of each."""
+    """One server, loaded in one way after another; ``points`` is what came of this round's."""
 
     def __init__(
         self, server: Server, bundle: Path, traffic: Traffic, seconds: float, alone: Alone
@@ -151,7 +152,7 @@ class Bench:
         for size in (1, 8, 32):
             self._score(size)
         for streams in (1, 4):
-            self.stream(streams)
+            self._stream(streams)
 
     def _open_loops(self) -> None:
         """See how it bears some of that, and more than that."""
@@ -173,7 +174,7 @@ class Bench:
             size *= 2
         return size
 
-    def stream(self, streams: int) -> None:
+    def _stream(self, streams: int) -> None:
         """Keep so many streams busy."""
         requests = self._traffic.requests(_STREAM_SIZE)
         depth = max(2, self._in_flight // _STREAM_SIZE // streams)
