@@ -18,8 +18,8 @@ from threading import Event
 from kafka.errors import NoOffsetForPartitionError
 from kafka.structs import OffsetAndMetadata, TopicPartition
 
-from alinfik.server.kafka_commit import Outgoing, open_committer
-from alinfik.server.kafka_io import GroupConsumer, open_consumer
+from alinfik.server.kafka_commit import open_committer
+from alinfik.server.kafka_io import GroupConsumer, Outgoing, open_consumer
 from alinfik.server.kafka_process import ALLOCATIONS
 from alinfik.server.records import OutgoingRecord, SourceRecord, valuation_record
 from alinfik.server.settings import ServerSettings

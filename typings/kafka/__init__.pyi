@@ -75,6 +75,7 @@ class _Pending:
     def wait(self, timeout_ms: float | None = ...) -> bool: ...
 
 class _TransactionManager:
+    def maybe_add_partition_to_transaction(self, topic_partition: TopicPartition) -> None: ...
     def begin_commit(self) -> _Pending: ...
     def send_offsets_to_transaction(
         self,
@@ -82,13 +83,25 @@ class _TransactionManager:
         group_metadata: ConsumerGroupMetadata,
     ) -> _Pending: ...
 
+class _Accumulator:
+    def append(
+        self,
+        tp: TopicPartition,
+        timestamp_ms: int | None,
+        key: bytes | None,
+        value: bytes | None,
+        headers: list[tuple[str, bytes]],
+    ) -> tuple[Acknowledgement, bool, bool, bool]: ...
+
 class _Sender:
     def wakeup(self) -> None: ...
     def force_close(self) -> None: ...
     def join(self, timeout: float | None = ...) -> None: ...
 
 class KafkaProducer:
+    config: dict[str, Any]
     _transaction_manager: _TransactionManager
+    _accumulator: _Accumulator
     _sender: _Sender
     def __init__(self, **configs: Any) -> None: ...
     def partitions_for(self, topic: str) -> set[int]: ...

@@ -9,6 +9,7 @@ jobs are batched and valued.
 import asyncio
 import time
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field
 
 from alinfik.server.batching import Priority
@@ -41,9 +42,9 @@ class Job:
         self.length = len(self.encoded)
 
     def settle(self, outcome: Outcome) -> None:
-        """Give every waiter its outcome."""
-        for call, place in self.waiters:
-            call.settle(place, outcome)
+        """Give every waiter an outcome of its own, since callers change theirs."""
+        for number, (call, place) in enumerate(self.waiters):
+            call.settle(place, outcome if number == 0 else deepcopy(outcome))
 
     def abandon(self, call: "Call") -> bool:
         """Forget that ``call`` waits; say whether nobody does now."""
@@ -65,9 +66,10 @@ class Call:
         self._done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def settle(self, place: int, outcome: Outcome) -> None:
-        """Take the outcome of the sample at ``place``; each once."""
+        """Take the outcome of the sample at ``place``, which is the call's own; each once."""
         if isinstance(outcome, Valuation):
-            outcome = _named(outcome, self._samples[place])
+            sample = self._samples[place]
+            outcome.sample_id, outcome.provider = sample.id, sample.provider
         self.outcomes[place] = outcome
         self.missing -= 1
         if self.missing == 0 and not self._done.done():
@@ -123,10 +125,3 @@ class Clock:
         for stage, begun, ended in self.stages():
             getattr(timing, f"{stage}_duration").FromNanoseconds(int((ended - begun) * 1e9))
         return timing
-
-
-def _named(valuation: Valuation, sample: Sample) -> Valuation:
-    """A text's valuation as that of one sample: its own message, since callers change theirs."""
-    named = Valuation(sample_id=sample.id, provider=sample.provider)
-    named.MergeFrom(valuation)
-    return named

@@ -8,28 +8,19 @@ tried again.
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from kafka import KafkaConsumer
 from kafka.errors import InvalidRecordError, InvalidTimestampError, KafkaError
 from kafka.structs import ConsumerGroupMetadata, OffsetAndMetadata, TopicPartition
 
-from alinfik.server.kafka_io import TRANSACTION_MS, BoundedProducer, open_producer
-from alinfik.server.records import OutgoingRecord
+from alinfik.server.kafka_io import TRANSACTION_MS, BoundedProducer, Outgoing, open_producer
 from alinfik.server.settings import ServerSettings
 
 if TYPE_CHECKING:
     from kafka import Acknowledgement
 
 Offsets = Mapping[TopicPartition, OffsetAndMetadata]
-
-
-class Outgoing(NamedTuple):
-    """A record and where it goes."""
-
-    topic: str
-    partition: int
-    record: OutgoingRecord
 
 
 class RefusedError(KafkaError):
@@ -82,18 +73,9 @@ class Committer(ABC):
         """
         self._committing = True
         self._begin()
-        sent = [
-            self._producer.send(
-                topic,
-                record.value,
-                record.key,
-                record.headers,
-                partition,
-                record.timestamp if record.timestamp >= 0 else None,
-            )
-            for topic, partition, record in outgoing
-        ]
+        sent = self._producer.send_all(outgoing)
         try:
+            self._producer.flush(TRANSACTION_MS / 1000)
             for acknowledgement in sent:
                 acknowledgement.get(TRANSACTION_MS / 1000)
         except KafkaError:

@@ -4,9 +4,9 @@ Comes in: settings. Goes out: a consumer and a producer, both connected. Knows n
 of records and of when to commit.
 """
 
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import structlog
 from kafka import KafkaConsumer, KafkaProducer
@@ -18,7 +18,11 @@ from kafka.structs import ConsumerGroupMetadata, OffsetAndMetadata, TopicPartiti
 
 from alinfik.kafka.headers import mend_headers
 from alinfik.server.kafka_security import connection, overhear
+from alinfik.server.records import OutgoingRecord
 from alinfik.server.settings import ServerSettings
+
+if TYPE_CHECKING:
+    from kafka import Acknowledgement
 
 _log = structlog.get_logger()
 
@@ -83,6 +87,14 @@ class GroupConsumer(KafkaConsumer):
         self.close(timeout_ms=CONNECT_MS)
 
 
+class Outgoing(NamedTuple):
+    """A record and where it goes."""
+
+    topic: str
+    partition: int
+    record: OutgoingRecord
+
+
 class BoundedProducer(KafkaProducer):
     """A producer whose transactional calls end: kafka-python's own wait for ever for a lost broker.
 
@@ -95,6 +107,31 @@ class BoundedProducer(KafkaProducer):
     Raises:
         KafkaError: from every method; the outcome of the transaction is unknown.
     """
+
+    def send_all(self, outgoing: Iterable[Outgoing]) -> "list[Acknowledgement]":
+        """Send records, per partition in their order; ``flush`` sends what fills no batch.
+
+        Their sizes fit the topics. ``send`` takes twice as long, and most of it for
+        what is the same for all records of a partition.
+        """
+        transactional = self.config["transactional_id"] is not None
+        begun: set[TopicPartition] = set()
+        sent: list[Acknowledgement] = []
+        for topic, partition, (key, value, headers, timestamp) in outgoing:
+            place = TopicPartition(topic, partition)
+            if place not in begun:
+                begun.add(place)
+                # Has the topic among those whose leaders are known.
+                self.partitions_for(topic)
+                if transactional:
+                    self._transaction_manager.maybe_add_partition_to_transaction(place)
+            acknowledgement, full, *_ = self._accumulator.append(
+                place, timestamp if timestamp >= 0 else None, key, value, headers
+            )
+            if full:
+                self._sender.wakeup()
+            sent.append(acknowledgement)
+        return sent
 
     def send_offsets_to_transaction(
         self,
@@ -236,6 +273,7 @@ def open_producer(settings: ServerSettings, instance: str) -> BoundedProducer:
             max_block_ms=TRANSACTION_MS,
             max_request_size=MAX_REQUEST_BYTES,
             batch_size=256 * 1024,
+            linger_ms=50,
             # The start of a transaction is refused while the end of the one before is being
             # written, a few milliseconds; the client sleeps this long between tries.
             retry_backoff_ms=10,

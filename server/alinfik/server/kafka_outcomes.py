@@ -50,7 +50,7 @@ class Outcomes:
         """The record of an outcome; ``headers`` name the trace of its batch."""
         if isinstance(outcome, Valuation):
             record = valuation_record(outcome, source, self._form, headers)
-            if why := self._refused.get((self._valuations, _place(source))):
+            if why := self._why(self._valuations, source):
                 outcome = DeadLetter("refused", f"topic {self._valuations} refuses: {why}")
             elif fits(record, self._largest[self._valuations]):
                 return Written(outcome, self._valuations, record)
@@ -58,11 +58,16 @@ class Outcomes:
                 error = f"its valuation, with the key, is more than topic {self._valuations} takes"
                 outcome = DeadLetter("too_large", error)
         letter = dead_letter_record(outcome, source, self._largest[self._dead_letters], headers)
-        if (self._dead_letters, _place(source)) in self._refused:
+        if self._why(self._dead_letters, source):
             # A topic may object to a time that is far off, and to no key where it is compacted.
             key = _place(source).encode() if letter.key is None else letter.key
             letter = letter._replace(key=key, timestamp=-1)
         return Written(outcome, self._dead_letters, letter)
+
+    def _why(self, topic: str, source: SourceRecord) -> str | None:
+        """Why the topic has refused what was written of a record, if it has."""
+        # Next to nothing is ever refused, and this is asked for every record.
+        return self._refused.get((topic, _place(source))) if self._refused else None
 
     def refuse(self, source: SourceRecord, topic: str, why: str) -> bool:
         """Note that a topic does not take what was written of a record; says if that is new."""

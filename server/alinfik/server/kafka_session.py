@@ -22,8 +22,8 @@ import structlog
 from kafka.errors import KafkaError, NoOffsetForPartitionError, OffsetOutOfRangeError
 from kafka.structs import ConsumerGroupMetadata, OffsetAndMetadata, TopicPartition
 
-from alinfik.server.kafka_commit import Outgoing, RefusedError, open_committer
-from alinfik.server.kafka_io import CONNECT_MS, largest_records, open_consumer
+from alinfik.server.kafka_commit import RefusedError, open_committer
+from alinfik.server.kafka_io import CONNECT_MS, Outgoing, largest_records, open_consumer
 from alinfik.server.kafka_lag import LagWatch
 from alinfik.server.kafka_link import Link, NotScoredError, Scoring, StoppedError
 from alinfik.server.kafka_outcomes import Outcomes, Written
@@ -265,12 +265,15 @@ class Session:
             self._outcomes.written(source, outcome, headers)
             for source, outcome in zip(batch.records, outcomes, strict=True)
         ]
-        outgoing: list[Outgoing] = []
-        offsets: dict[TopicPartition, OffsetAndMetadata] = {}
-        for source, (_, topic, record) in zip(batch.records, written, strict=True):
-            outgoing.append(Outgoing(topic, source.partition % counts[topic], record))
-            here = TopicPartition(source.topic, source.partition)
-            offsets[here] = OffsetAndMetadata(source.offset + 1, "", -1)
+        outgoing = [
+            Outgoing(topic, source.partition % counts[topic], record)
+            for source, (_, topic, record) in zip(batch.records, written, strict=True)
+        ]
+        last = {(source.topic, source.partition): source.offset for source in batch.records}
+        offsets = {
+            TopicPartition(*place): OffsetAndMetadata(offset + 1, "", -1)
+            for place, offset in last.items()
+        }
         try:
             self._committer.commit(outgoing, offsets, batch.member)
         except RefusedError as error:
