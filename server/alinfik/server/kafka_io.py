@@ -125,10 +125,11 @@ class BoundedProducer(KafkaProducer):
                 self.partitions_for(topic)
                 if transactional:
                     self._transaction_manager.maybe_add_partition_to_transaction(place)
-            acknowledgement, full, *_ = self._accumulator.append(
+            acknowledgement, _, new, _ = self._accumulator.append(
                 place, timestamp if timestamp >= 0 else None, key, value, headers
             )
-            if full:
+            if new:
+                # The one before it is full.
                 self._sender.wakeup()
             sent.append(acknowledgement)
         return sent

@@ -29,9 +29,12 @@ _log = structlog.get_logger()
 # A sample is at fault that fails alone so often: once may be a moment's shortage of memory.
 _TRIES = 3
 _PAUSE_SECONDS = 0.2
-# Samples that the engine is given at a time: about a millisecond of the event loop in each of its
-# turns, which is what a call waits that comes meanwhile.
+# Samples that the engine is given at a time while calls come: about a millisecond of the event loop
+# in each of its turns, which is what a call waits that comes meanwhile. And where none has come for
+# a while: with a proxy that costs next to nothing, a third less is spent on each sample then.
 _PIECE = 64
+_QUIET_PIECE = 256
+_QUIET_SECONDS = 1.0
 # How long the next piece waits for the one before it to be valued. Where a piece takes less, one at
 # a time keeps the engine busy; where it takes longer, the engine wants more to choose from.
 _PIECE_SECONDS = 0.05
@@ -129,9 +132,12 @@ class BatchScoring:
         pieces: list[asyncio.Task[list[bytes | DeadLetter]]] = []
         try:
             async with self._feeding:
-                for begin in range(0, len(samples), _PIECE):
-                    await self._registry.calm(_CALM_SECONDS)
-                    piece = [Sample.FromString(one) for one in samples[begin : begin + _PIECE]]
+                begin = 0
+                while begin < len(samples):
+                    calm_seconds = await self._registry.calm(_CALM_SECONDS)
+                    end = begin + (_QUIET_PIECE if calm_seconds > _QUIET_SECONDS else _PIECE)
+                    piece = [Sample.FromString(one) for one in samples[begin:end]]
+                    begin = end
                     work = traced("score", _score_piece(self._registry, piece))
                     pieces.append(asyncio.create_task(work))
                     await asyncio.wait(pieces[-1:], timeout=_PIECE_SECONDS)

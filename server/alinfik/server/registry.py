@@ -6,6 +6,8 @@ bundle goes once no call is left in it. Knows nothing of gRPC, Kafka and where b
 """
 
 import asyncio
+import math
+import time
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -77,6 +79,7 @@ class Registry:
         self._interactive = 0
         self._calm = asyncio.Event()
         self._calm.set()
+        self._calm_since = -math.inf
 
     @property
     def active_id(self) -> str:
@@ -214,11 +217,16 @@ class Registry:
             self._shadow.compare(samples, scored.outcomes)
         return scored
 
-    async def calm(self, seconds: float) -> None:
-        """Wait until no interactive samples are being valued, ``seconds`` at most."""
+    async def calm(self, seconds: float) -> float:
+        """Wait until no interactive samples are being valued, ``seconds`` at most.
+
+        Returns:
+            For how many seconds none have been; 0 where some still are.
+        """
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self._calm.wait()
+        return time.monotonic() - self._calm_since if self._calm.is_set() else 0.0
 
     @contextmanager
     def _counted(self, priority: Priority) -> Generator[None]:
@@ -232,6 +240,7 @@ class Registry:
         finally:
             self._interactive -= 1
             if not self._interactive:
+                self._calm_since = time.monotonic()
                 self._calm.set()
 
     async def try_model(self) -> None:
