@@ -21,19 +21,22 @@ from kafka.structs import OffsetAndMetadata, TopicPartition
 from alinfik.server.kafka_commit import open_committer
 from alinfik.server.kafka_io import GroupConsumer, Outgoing, open_consumer
 from alinfik.server.kafka_process import ALLOCATIONS
-from alinfik.server.records import OutgoingRecord, SourceRecord, valuation_record
+from alinfik.server.records import OutgoingRecord, SourceRecord, valuation_record, valued
 from alinfik.server.settings import ServerSettings
 from alinfik.v1 import TargetValue, Valuation
 
 _IDLE_MS = 200
 _JOIN_MS = 1_000
 _VALUE = TargetValue(target="gsm8k", value=0.123456789, lower=-1.23456789, upper=1.23456789)
-_VALUATION = Valuation(
-    sample_id="alpaca-12345",
-    provider="alpaca",
-    bundle_id="0" * 64,
-    values=[_VALUE, _VALUE],
-    token_count=100,
+_VALUED = valued(
+    Valuation(
+        sample_id="alpaca-12345",
+        provider="alpaca",
+        bundle_id="0" * 64,
+        values=[_VALUE, _VALUE],
+        token_count=100,
+    ),
+    "json",
 )
 
 
@@ -53,7 +56,7 @@ def main() -> None:
         if not records:
             continue
         # Made once: what it takes to make is no matter of the client's.
-        written = written or valuation_record(_VALUATION, records[0], "json")
+        written = written or valuation_record(_VALUED, records[0], "json")
         outgoing = [
             Outgoing(settings.kafka_output, record.partition, written) for record in records
         ]

@@ -17,6 +17,7 @@ from alinfik.server.records import (
     fits,
     parse_sample,
     valuation_record,
+    valued,
 )
 from alinfik.v1 import Sample, TargetValue, Valuation
 
@@ -125,7 +126,7 @@ def test_a_valuation_record_says_where_its_sample_stood():
         sample_id="1", bundle_id="b" * 64, values=[TargetValue(target="gsm8k", value=0.5)]
     )
     source = Record(b"{}", key=b"key")
-    record = valuation_record(valuation, source, "json")
+    record = valuation_record(valued(valuation, "json"), source, "json")
     assert record.key == b"key"
     assert record.timestamp == source.timestamp
     assert dict(record.headers) == {
@@ -174,7 +175,7 @@ def test_a_valuations_json_is_protobufs_own(valuation: Valuation):
     own = json_format.MessageToDict(
         valuation, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
     )
-    written = json.loads(valuation_record(valuation, Record(b"{}"), "json").value or b"")
+    written = json.loads(valued(valuation, "json").value)
     for fields in (own, written):
         # A float32 has many spellings, and below 1e-37 the library's is not the shortest.
         score = "out_of_distribution_score"
@@ -184,7 +185,7 @@ def test_a_valuations_json_is_protobufs_own(valuation: Valuation):
 
 def test_a_valuation_in_protobuf_says_so_as_a_sample_does():
     valuation = Valuation(sample_id="1", values=[TargetValue(target="gsm8k", value=0.5)])
-    record = valuation_record(valuation, Record(b"{}"), "protobuf")
+    record = valuation_record(valued(valuation, "protobuf"), Record(b"{}"), "protobuf")
     assert (
         dict(record.headers)["content-type"]
         == b"application/x-protobuf; proto=alinfik.v1.Valuation"

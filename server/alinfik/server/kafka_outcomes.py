@@ -13,18 +13,18 @@ from alinfik.server.records import (
     OutgoingRecord,
     SourceRecord,
     ValuationFormat,
+    Valued,
     dead_letter_record,
     fits,
     valuation_record,
 )
 from alinfik.server.settings import ServerSettings
-from alinfik.v1 import Valuation
 
 
 class Written(NamedTuple):
     """What becomes of a record in the end."""
 
-    outcome: Valuation | DeadLetter
+    outcome: Valued | DeadLetter
     topic: str
     record: OutgoingRecord
 
@@ -45,10 +45,10 @@ class Outcomes:
         self._refused: dict[tuple[str, str], str] = {}
 
     def written(
-        self, source: SourceRecord, outcome: Valuation | DeadLetter, headers: Headers
+        self, source: SourceRecord, outcome: Valued | DeadLetter, headers: Headers
     ) -> Written:
         """The record of an outcome; ``headers`` name the trace of its batch."""
-        if isinstance(outcome, Valuation):
+        if isinstance(outcome, Valued):
             record = valuation_record(outcome, source, self._form, headers)
             if why := self._why(self._valuations, source):
                 outcome = DeadLetter("refused", f"topic {self._valuations} refuses: {why}")

@@ -16,8 +16,8 @@ from alinfik.server.batching import Priority
 from alinfik.server.call import Outcome
 from alinfik.server.engine import NotRunningError
 from alinfik.server.fault import ModelError
-from alinfik.server.kafka_messages import Finished, NotScored, Score, Scored
-from alinfik.server.records import DeadLetter
+from alinfik.server.kafka_messages import Finished, NotScored, Score, Scored, ScoredSample
+from alinfik.server.records import DeadLetter, ValuationFormat, valued
 from alinfik.server.registry import Registry
 from alinfik.server.rejection import Rejection
 from alinfik.server.settings import ServerSettings
@@ -46,7 +46,7 @@ _CALM_SECONDS = 0.1
 @dataclass(frozen=True, slots=True)
 class _Batch:
     span: BatchSpan
-    scoring: asyncio.Task[list[bytes | DeadLetter]]
+    scoring: asyncio.Task[list[ScoredSample]]
     committed: asyncio.Future[bool]
     """False where it was dropped."""
 
@@ -55,7 +55,7 @@ class BatchScoring:
     """Values batches by the active bundle, after interactive calls.
 
     Args:
-        settings: for traces.
+        settings: for traces, and the form of valuations.
         registry: has the engine.
         answer: sends a message to the process; may block, and is called in a thread.
 
@@ -69,6 +69,7 @@ class BatchScoring:
         answer: Callable[[Scored | NotScored], None],
     ) -> None:
         self._settings = settings
+        self._form: ValuationFormat = settings.kafka_valuation_format
         self._registry = registry
         self._answer = answer
         self._batches: dict[int, _Batch] = {}
@@ -127,9 +128,9 @@ class BatchScoring:
     async def _answer_with(self, answer: Scored | NotScored) -> None:
         await asyncio.to_thread(self._answer, answer)
 
-    async def _score(self, samples: Sequence[bytes]) -> list[bytes | DeadLetter]:
+    async def _score(self, samples: Sequence[bytes]) -> list[ScoredSample]:
         """Value a batch by pieces, between which the event loop looks for calls."""
-        pieces: list[asyncio.Task[list[bytes | DeadLetter]]] = []
+        pieces: list[asyncio.Task[list[ScoredSample]]] = []
         try:
             async with self._feeding:
                 begin = 0
@@ -138,7 +139,7 @@ class BatchScoring:
                     end = begin + (_QUIET_PIECE if calm_seconds > _QUIET_SECONDS else _PIECE)
                     piece = [Sample.FromString(one) for one in samples[begin:end]]
                     begin = end
-                    work = traced("score", _score_piece(self._registry, piece))
+                    work = traced("score", _score_piece(self._registry, piece, self._form))
                     pieces.append(asyncio.create_task(work))
                     await asyncio.wait(pieces[-1:], timeout=_PIECE_SECONDS)
             return list(chain.from_iterable(await asyncio.gather(*pieces)))
@@ -147,14 +148,16 @@ class BatchScoring:
                 task.cancel()
 
 
-async def _score_piece(registry: Registry, samples: Sequence[Sample]) -> list[bytes | DeadLetter]:
+async def _score_piece(
+    registry: Registry, samples: Sequence[Sample], form: ValuationFormat
+) -> list[ScoredSample]:
     try:
         outcomes: Sequence[Outcome | ModelError] = await _score_together(registry, samples)
     except ModelError:
         # One sample that the model chokes on fails all, and must neither stop its partition nor
         # take the others along.
         outcomes = await _score_each(registry, samples)
-    return [_serialised(outcome) for outcome in outcomes]
+    return [_written(outcome, form) for outcome in outcomes]
 
 
 async def _score_each(registry: Registry, samples: Sequence[Sample]) -> list[Outcome | ModelError]:
@@ -188,10 +191,11 @@ async def _score_together(registry: Registry, samples: Sequence[Sample]) -> list
     return scored.outcomes
 
 
-def _serialised(outcome: Outcome | ModelError) -> bytes | DeadLetter:
+def _written(outcome: Outcome | ModelError, form: ValuationFormat) -> ScoredSample:
     match outcome:
         case Valuation():
-            return outcome.SerializeToString()
+            value, bundle_id = valued(outcome, form)
+            return value, bundle_id
         case Rejection():
             return DeadLetter(outcome.reason, f"{outcome.field} {outcome.message}")
         case ModelError():

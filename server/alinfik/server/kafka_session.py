@@ -35,10 +35,11 @@ from alinfik.server.records import (
     DeadLetter,
     Headers,
     SourceRecord,
+    Valued,
     parse_sample,
 )
 from alinfik.server.settings import ServerSettings
-from alinfik.v1 import Sample, Valuation
+from alinfik.v1 import Sample
 
 _log = structlog.get_logger()
 
@@ -79,12 +80,12 @@ class _Batch:
     fetched: float
     """On the monotonic clock."""
 
-    def outcomes(self) -> Iterator[Valuation | DeadLetter]:
+    def outcomes(self) -> Iterator[Valued | DeadLetter]:
         """One for each record; waits for the engine."""
         scored = iter(self.scoring.scored.result().outcomes)
         for parsed in self.parsed:
             outcome = next(scored) if isinstance(parsed, Sample) else parsed
-            yield Valuation.FromString(outcome) if isinstance(outcome, bytes) else outcome
+            yield outcome if isinstance(outcome, DeadLetter) else Valued(*outcome)
 
     def headers(self) -> Headers:
         """Of outgoing records; waits for the engine."""
@@ -251,7 +252,7 @@ class Session:
             self._committer.commit([], offsets, member)
             self._lag.committed(passed)
 
-    def _commit(self, batch: _Batch, outcomes: Sequence[Valuation | DeadLetter]) -> bool:
+    def _commit(self, batch: _Batch, outcomes: Sequence[Valued | DeadLetter]) -> bool:
         """Make a batch's outcomes and the offsets after it lasting.
 
         Each goes to the partition of its source's number, so that order is kept. Says no where a

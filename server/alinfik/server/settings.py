@@ -165,7 +165,7 @@ class ServerSettings(BaseSettings):
         "default.",
     )
     kafka_batch_records: PositiveInt = Field(
-        2000,
+        5000,
         description="Most records of one commit. Batches are smaller where the model is slow, so "
         "that one takes about half a second. Lower it where records are large.",
     )
