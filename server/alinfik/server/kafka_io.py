@@ -42,6 +42,9 @@ METADATA_MS = 10_000
 DEFAULT_RECORD_BYTES = 1_048_588
 # Of a dead-letter topic that we create: room for the headers beside the largest sample.
 _DEAD_LETTER_BYTES = 2 * DEFAULT_RECORD_BYTES
+# How long a producer's batch waits to be full. At 0 it goes with its first record, and so do most:
+# that made 6,000 records a second of 7,000. Nobody waits for it, since a commit flushes.
+_LINGER_MS = 50
 # Past every limit that topics are given: theirs is the one to count.
 MAX_REQUEST_BYTES = 64 * 1024 * 1024
 
@@ -274,7 +277,7 @@ def open_producer(settings: ServerSettings, instance: str) -> BoundedProducer:
             max_block_ms=TRANSACTION_MS,
             max_request_size=MAX_REQUEST_BYTES,
             batch_size=256 * 1024,
-            linger_ms=50,
+            linger_ms=_LINGER_MS,
             # The start of a transaction is refused while the end of the one before is being
             # written, a few milliseconds; the client sleeps this long between tries.
             retry_backoff_ms=10,
