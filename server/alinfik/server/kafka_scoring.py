@@ -30,14 +30,18 @@ _log = structlog.get_logger()
 _TRIES = 3
 _PAUSE_SECONDS = 0.2
 # Samples that the engine is given at a time while calls come: about a millisecond of the event loop
-# in each of its turns, which is what a call waits that comes meanwhile. And where none has come for
-# a while: with a proxy that costs next to nothing, a third less is spent on each sample then.
+# in each of its turns, which is what a call waits that comes meanwhile.
 _PIECE = 64
+# And where none has come for so long: with a proxy that costs next to nothing, the server spends a
+# third less on each sample then.
 _QUIET_PIECE = 256
 _QUIET_SECONDS = 1.0
 # How long the next piece waits for the one before it to be valued. Where a piece takes less, one at
 # a time keeps the engine busy; where it takes longer, the engine wants more to choose from.
 _PIECE_SECONDS = 0.05
+# How long the event loop and the cores are left to calls after each piece, while calls come. A slow
+# proxy has the pieces before it to go on with.
+_REST_SECONDS = 0.01
 # How long a piece waits for interactive calls to be over: their turns of the event loop are to be
 # short ones. At the worst, then, ten pieces a second.
 _CALM_SECONDS = 0.1
@@ -135,13 +139,15 @@ class BatchScoring:
             async with self._feeding:
                 begin = 0
                 while begin < len(samples):
-                    calm_seconds = await self._registry.calm(_CALM_SECONDS)
-                    end = begin + (_QUIET_PIECE if calm_seconds > _QUIET_SECONDS else _PIECE)
+                    quiet = await self._registry.calm(_CALM_SECONDS) > _QUIET_SECONDS
+                    end = begin + (_QUIET_PIECE if quiet else _PIECE)
                     piece = [Sample.FromString(one) for one in samples[begin:end]]
                     begin = end
                     work = traced("score", _score_piece(self._registry, piece, self._form))
                     pieces.append(asyncio.create_task(work))
                     await asyncio.wait(pieces[-1:], timeout=_PIECE_SECONDS)
+                    if not quiet:
+                        await asyncio.sleep(_REST_SECONDS)
             return list(chain.from_iterable(await asyncio.gather(*pieces)))
         finally:
             for task in pieces:
