@@ -19,7 +19,12 @@ from kafka.errors import NoOffsetForPartitionError
 from kafka.structs import OffsetAndMetadata, TopicPartition
 
 from alinfik.server.kafka_commit import open_committer
-from alinfik.server.kafka_io import GroupConsumer, Outgoing, open_consumer
+from alinfik.server.kafka_io import (
+    DEFAULT_RECORD_BYTES,
+    GroupConsumer,
+    Outgoing,
+    open_consumer,
+)
 from alinfik.server.kafka_process import ALLOCATIONS
 from alinfik.server.records import OutgoingRecord, SourceRecord, valuation_record, valued
 from alinfik.server.settings import ServerSettings
@@ -47,7 +52,7 @@ def main() -> None:
     stopping = Event()
     signal.signal(signal.SIGTERM, lambda *_: stopping.set())
     consumer = open_consumer(settings)
-    committer = open_committer(settings, "copier", consumer)
+    committer = open_committer(settings, "copier", consumer, DEFAULT_RECORD_BYTES)
     ready = {"message": "ready", "grpc": "", "metrics": "", "batch_tokens": 0, "workers": 0}
     print(json.dumps(ready), file=sys.stderr, flush=True)
     written: OutgoingRecord | None = None

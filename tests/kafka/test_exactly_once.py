@@ -137,6 +137,19 @@ def test_a_key_too_large_for_the_valuations_is_a_dead_letter(kafka, tiny_bundle)
     assert dict(letter.headers)["alinfik-key-bytes"] == b"900000"
 
 
+def test_a_topic_may_take_less_than_a_producers_batch(kafka, tiny_bundle):
+    stream = Stream(kafka, partitions=1)
+    kafka.create_topic(stream.samples)
+    kafka.create_topic(stream.valuations, max_message_bytes="5000")
+    kafka.create_topic(stream.dead_letters, max_message_bytes="5000")
+    send(kafka, stream.samples, samples(300, partitions=1))
+    with running(stream.settings(tiny_bundle)) as server:
+        valued = read(kafka, stream.valuations, 300)
+        failures = server.metric("alinfik_kafka_failures_total")
+    assert source_offsets(valued) == {0: list(range(300))}
+    assert not failures
+
+
 def test_what_a_topic_refuses_stops_no_partition(kafka, tiny_bundle):
     """Compacted topics take no record without a key, and others no time that is far off."""
     stream = Stream(kafka, partitions=1)

@@ -159,15 +159,23 @@ class AtLeastOnce(Committer):
         self._consumer.commit(dict(offsets), timeout_ms=TRANSACTION_MS)
 
 
-def open_committer(settings: ServerSettings, instance: str, consumer: KafkaConsumer) -> Committer:
+def open_committer(
+    settings: ServerSettings, instance: str, consumer: KafkaConsumer, most_bytes: int
+) -> Committer:
     """The committer that the settings ask for, connected.
+
+    Args:
+        settings: brokers, group and delivery.
+        instance: names the transactions.
+        consumer: a member of the group.
+        most_bytes: what each topic takes in one batch.
 
     Raises:
         KafkaError: no broker answers, or it refuses transactions.
     """
 
     def connect() -> BoundedProducer:
-        return open_producer(settings, instance)
+        return open_producer(settings, instance, most_bytes)
 
     if settings.kafka_delivery == "exactly_once":
         return ExactlyOnce(connect)

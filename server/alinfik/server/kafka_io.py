@@ -42,6 +42,8 @@ METADATA_MS = 10_000
 DEFAULT_RECORD_BYTES = 1_048_588
 # Of a dead-letter topic that we create: room for the headers beside the largest sample.
 _DEAD_LETTER_BYTES = 2 * DEFAULT_RECORD_BYTES
+# Some hundreds of records in one request, which costs as much as some tens of them.
+_BATCH_BYTES = 256 * 1024
 # How long a producer's batch waits to be full. At 0 it goes with its first record, and so do most:
 # that made 6,000 records a second of 7,000. Nobody waits for it, since a commit flushes.
 _LINGER_MS = 50
@@ -258,8 +260,16 @@ def _member(settings: ServerSettings, told: dict[str, Any]) -> GroupConsumer:
     )
 
 
-def open_producer(settings: ServerSettings, instance: str) -> BoundedProducer:
+def open_producer(
+    settings: ServerSettings, instance: str, most_bytes: int = DEFAULT_RECORD_BYTES
+) -> BoundedProducer:
     """A producer; with transactions, it has fenced any earlier one of this group and instance.
+
+    Args:
+        settings: brokers, group and delivery.
+        instance: names the transactions.
+        most_bytes: what each topic takes in one batch. kafka-python loses track of the records of a
+            batch that is refused for its size.
 
     Raises:
         KafkaError: no broker answers, or it refuses transactions.
@@ -276,7 +286,7 @@ def open_producer(settings: ServerSettings, instance: str) -> BoundedProducer:
             request_timeout_ms=TRANSACTION_MS // 2,
             max_block_ms=TRANSACTION_MS,
             max_request_size=MAX_REQUEST_BYTES,
-            batch_size=256 * 1024,
+            batch_size=min(_BATCH_BYTES, most_bytes),
             linger_ms=_LINGER_MS,
             # The start of a transaction is refused while the end of the one before is being
             # written, a few milliseconds; the client sleeps this long between tries.

@@ -115,8 +115,10 @@ class Session:
         self._in_flight: deque[_Batch] = deque()
         self._consumer = open_consumer(settings)
         try:
-            self._outcomes = Outcomes(settings, largest_records(settings))
-            self._committer = open_committer(settings, instance, self._consumer)
+            largest_bytes = largest_records(settings)
+            self._outcomes = Outcomes(settings, largest_bytes)
+            most_bytes = min(largest_bytes.values())
+            self._committer = open_committer(settings, instance, self._consumer, most_bytes)
         except BaseException:
             self._consumer.close(timeout_ms=CONNECT_MS)
             raise
