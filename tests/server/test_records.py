@@ -116,6 +116,12 @@ def test_content_types_are_read_leniently(content_type):
     assert parse_sample(record) == sample
 
 
+@pytest.mark.parametrize("licence", ["NaN", "-Infinity", "1e999", "9" * 400, r'"\ud83d"'])
+def test_an_unknown_field_may_hold_what_strict_readers_of_json_refuse(licence):
+    value = f'{{"completion": "a", "licence": {licence}}}'.encode()
+    assert parse_sample(Record(value)) == Sample(completion="a")
+
+
 def test_unknown_fields_are_ignored_and_null_is_absent():
     value = b'{"completion": "a", "prompt": null, "licence": {"name": "MIT"}}'
     assert parse_sample(Record(value)) == Sample(completion="a")

@@ -1,7 +1,7 @@
 """The Kafka clients as the pipeline wants them: nothing automatic, nothing unbounded.
 
-Comes in: settings. Goes out: a consumer and a producer, both connected. Knows nothing
-of records and of when to commit.
+Comes in: settings. Goes out: a consumer and a producer, both connected. Knows nothing of what is in
+records, and of when to commit.
 """
 
 from collections.abc import Generator, Iterable, Mapping, Sequence
@@ -44,8 +44,8 @@ DEFAULT_RECORD_BYTES = 1_048_588
 _DEAD_LETTER_BYTES = 2 * DEFAULT_RECORD_BYTES
 # Some hundreds of records in one request, which costs as much as some tens of them.
 _BATCH_BYTES = 256 * 1024
-# How long a producer's batch waits to be full. At 0 it goes with its first record, and so do most:
-# that made 6,000 records a second of 7,000. Nobody waits for it, since a commit flushes.
+# How long a producer's batch waits to be full; at 0 most go with a record or a few. Nobody waits
+# for it, since a commit flushes.
 _LINGER_MS = 50
 # Past every limit that topics are given: theirs is the one to count.
 MAX_REQUEST_BYTES = 64 * 1024 * 1024
@@ -116,8 +116,8 @@ class BoundedProducer(KafkaProducer):
     def send_all(self, outgoing: Iterable[Outgoing]) -> "list[Acknowledgement]":
         """Send records, per partition in their order; ``flush`` sends what fills no batch.
 
-        Their sizes fit the topics. ``send`` takes twice as long, and most of it for
-        what is the same for all records of a partition.
+        Their sizes must fit the topics. ``send`` looks up for each record what is the same for all
+        of a partition.
         """
         transactional = self.config["transactional_id"] is not None
         begun: set[TopicPartition] = set()
