@@ -65,7 +65,14 @@ def test_no_answer_in_time_is_an_error(client):
         release.set()
 
 
-@pytest.mark.parametrize("code", [grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED])
+@pytest.mark.parametrize(
+    "code",
+    [
+        grpc.StatusCode.UNAVAILABLE,
+        grpc.StatusCode.RESOURCE_EXHAUSTED,
+        grpc.StatusCode.CANCELLED,
+    ],
+)
 def test_a_passing_fault_is_ridden_out(client, code):
     calls = itertools.count()
 
@@ -110,6 +117,15 @@ def test_a_wait_that_would_pass_the_deadline_is_not_begun(client):
     assert error.value.retry_after_seconds == 60
     assert str(error.value) == f"{address}: not now"
     assert len(calls) == 1
+
+
+def test_a_call_that_the_server_always_lets_go_of_is_unavailable(client):
+    def score(_, context):
+        abort(context, grpc.StatusCode.CANCELLED, "")
+
+    with odd_server(score) as address, pytest.raises(UnavailableError) as error:
+        client.score(address, SAMPLES)
+    assert str(error.value) == f"{address}: the server let go of the call"
 
 
 def test_a_call_that_is_always_refused_gives_up(client):

@@ -2,6 +2,9 @@
 
 import math
 import os
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -48,3 +51,20 @@ def test_a_quota_is_rounded_up_and_no_more_than_there_is(
     for quota, expected in (("150000", 2), ("1000", 1), ("9900000", 64), ("max", 64)):
         groups(tmp_path, {"cpu.max": f"{quota} 100000"})
         assert cores.usable_cores() == expected
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a thread has no niceness of its own")
+def test_a_thread_gives_way_with_those_that_it_starts_and_no_other() -> None:
+    def niceness() -> int:
+        return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+
+    def of_a_thread() -> int:
+        with ThreadPoolExecutor(1) as pool:
+            return pool.submit(niceness).result()
+
+    ours = niceness()
+    with ThreadPoolExecutor(1, initializer=cores.give_way) as pool:
+        nicer = pool.submit(niceness).result()
+        assert nicer > ours
+        assert pool.submit(of_a_thread).result() == nicer
+    assert niceness() == of_a_thread() == ours

@@ -1,6 +1,7 @@
 """Every bound: what it lets through, what it turns away and how that is told."""
 
 import asyncio
+import time
 from pathlib import Path
 
 import grpc
@@ -248,3 +249,25 @@ def test_settings_that_contradict_each_other_are_refused(
 ) -> None:
     with pytest.raises(ValueError, match=says):
         ServerSettings(bundle=Path("b"), **flags)
+
+
+def test_calls_that_the_event_loop_comes_to_far_too_late_are_let_go(tiny_bundle: Path) -> None:
+    async def main() -> None:
+        async with served(tiny_bundle) as (server, _):
+
+            def codes(address: str) -> list[grpc.StatusCode]:
+                with grpc.insecure_channel(address) as channel:
+                    stub = ValuationServiceStub(channel)
+                    calls = [stub.Score.future(REQUEST) for _ in range(8)]
+                    return [call.code() for call in calls]
+
+            calling = asyncio.create_task(asyncio.to_thread(codes, server.grpc))
+            await asyncio.sleep(0)
+            time.sleep(4)
+            late = await calling
+            assert set(late) == {grpc.StatusCode.OK, grpc.StatusCode.CANCELLED}
+            # What comes in time is answered as ever.
+            again = await asyncio.to_thread(codes, server.grpc)
+            assert set(again) == {grpc.StatusCode.OK}
+
+    asyncio.run(main())

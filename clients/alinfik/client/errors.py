@@ -10,7 +10,8 @@
     ├── PermissionDeniedError    PERMISSION_DENIED: the token's role may not do this
     ├── OverloadedError          RESOURCE_EXHAUSTED: the queue is full, or a message is too large
     ├── DeadlineExceededError    DEADLINE_EXCEEDED: no answer in time
-    ├── UnavailableError         UNAVAILABLE: nobody answers, or the server is starting or draining
+    ├── UnavailableError         UNAVAILABLE: nobody answers, or the server is starting or draining;
+    │                            CANCELLED: it let go of the call, with more to do than it can
     └── ServerError              anything else; the message holds the id under which it is logged
 
 Everything here is pure: it reads statuses and makes exceptions, and knows neither channel nor call.
@@ -195,6 +196,9 @@ def _error_of(
             return no_answer(address, timeout_seconds)
         case grpc.StatusCode.UNAVAILABLE:
             return UnavailableError(said, _retry_after(status))
+        case grpc.StatusCode.CANCELLED:
+            # Not by us: whoever cancels a call of ours hears no error.
+            return UnavailableError(f"{address}: the server let go of the call")
         case grpc.StatusCode.INTERNAL if request_id:
             return ServerError(f"{address}: INTERNAL: {_reason(status)} (request {request_id})")
         case _:

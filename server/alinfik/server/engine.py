@@ -19,6 +19,7 @@ from alinfik.server.batching import BatchQueue, Priority
 from alinfik.server.bundle import Bundle, BundleError
 from alinfik.server.cache import Cache, content_key
 from alinfik.server.call import Call, Job, Outcome
+from alinfik.server.cores import give_way
 from alinfik.server.encode import Encoder
 from alinfik.server.explainer import Explainer
 from alinfik.server.fault import model_error
@@ -94,9 +95,14 @@ class Engine:
         Raises:
             BundleError: the tokenizer or the model does not load, or values nothing.
         """
-        await asyncio.to_thread(self._load)
+        # ONNX Runtime's own threads are as nice as the one that makes them.
+        loading = ThreadPoolExecutor(1, "load", give_way)
+        try:
+            await asyncio.get_running_loop().run_in_executor(loading, self._load)
+        finally:
+            loading.shutdown(wait=False)
         self._admission.tokens_per_second = self.warm.tokens_per_second
-        self._running = ThreadPoolExecutor(self.warm.workers, "model")
+        self._running = ThreadPoolExecutor(self.warm.workers, "model", give_way)
         self._workers = [asyncio.create_task(self._work()) for _ in range(self.warm.workers)]
 
     def _load(self) -> None:

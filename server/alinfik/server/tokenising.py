@@ -14,6 +14,7 @@ from itertools import islice
 from typing import NamedTuple
 
 from alinfik.server.batching import Priority
+from alinfik.server.cores import give_way
 from alinfik.server.encode import Encoded, Encoder
 from alinfik.server.fault import ModelError, model_error
 from alinfik.server.metrics import Metrics
@@ -44,7 +45,7 @@ class Tokenising:
     def __init__(self, encoder: Encoder, metrics: Metrics) -> None:
         self._encoder = encoder
         self._metrics = metrics
-        self._threads = ThreadPoolExecutor(_THREADS, "tokenise")
+        self._threads = ThreadPoolExecutor(_THREADS, "tokenise", give_way)
         self._idle = _THREADS
         self._waiting: dict[Priority, deque[_Call]] = {priority: deque() for priority in Priority}
 
