@@ -5,6 +5,7 @@ nothing of requests.
 """
 
 import json
+import math
 import pstats
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import psutil
@@ -41,13 +43,38 @@ class Server:
 
 @dataclass
 class Usage:
-    """What the server and this process took while a block ran."""
+    """What the server and this process took while a block ran.
 
-    first_bytes: int
-    last_bytes: int
-    most_bytes: int
+    Attributes:
+        resident_bytes: the server's memory, a fifth of a second apart.
+        server_cores: in the mean.
+        generator_cores: of this process.
+    """
+
+    resident_bytes: list[int]
     server_cores: float = 0.0
     generator_cores: float = 0.0
+
+    @property
+    def first_bytes(self) -> int:
+        """When the block began."""
+        return self.resident_bytes[0]
+
+    @property
+    def last_bytes(self) -> int:
+        """When it ended."""
+        return self.resident_bytes[-1]
+
+    @property
+    def most_bytes(self) -> int:
+        """At any time of it."""
+        return max(self.resident_bytes)
+
+    @property
+    def growth(self) -> float:
+        """The median of the last fifth over that of the first."""
+        fifth = math.ceil(len(self.resident_bytes) / 5)
+        return median(self.resident_bytes[-fifth:]) / median(self.resident_bytes[:fifth])
 
 
 @contextmanager
@@ -97,13 +124,11 @@ def _wait_until_ready(process: subprocess.Popen[bytes], log: Path) -> dict[str, 
 @contextmanager
 def usage(server: psutil.Process) -> Generator[Usage]:
     """Watch the server, with its Kafka process, and this process until the block ends."""
-    rss = _resident_bytes(server)
-    found, stop = Usage(rss, rss, rss), threading.Event()
+    found, stop = Usage([_resident_bytes(server)]), threading.Event()
 
     def watch() -> None:
         while not stop.wait(_EVERY_SECONDS):
-            found.last_bytes = _resident_bytes(server)
-            found.most_bytes = max(found.most_bytes, found.last_bytes)
+            found.resident_bytes.append(_resident_bytes(server))
 
     watcher = threading.Thread(target=watch)
     # The server is a child of this process, and its time is not this one's.

@@ -32,6 +32,7 @@ server's memory (RSS) stays as it is:
 
     backlog_records_per_second
     backlog_memory_ratio         most memory after the first tenth, over the most until then <= 1.05
+    backlog_memory_growth        after the first tenth: the last fifth of the time over the first
 
 and with `--grpc` beside it `Score` of 8 samples at 30 % of what the server bears, by Poisson
 arrivals, first without Kafka and then while the backlog is drained. The broker, which has a machine
@@ -185,6 +186,7 @@ class Bench:
             "backlog_first_to_last": drained.first_to_last_per_second,
             "backlog_memory_megabytes": used.most_bytes / 1e6,
             "backlog_memory_ratio": used.most_bytes / warming.most_bytes,
+            "backlog_memory_growth": used.growth,
             "backlog_server_cores": used.server_cores,
         }
 
