@@ -31,10 +31,12 @@ half of the records, by the broker's clock. A JSON object is the last line:
 server's memory (RSS) stays as it is:
 
     backlog_records_per_second
-    backlog_memory_ratio         most memory after the first tenth, over the most until then <= 1.05
-    backlog_memory_growth        after the first tenth: the last fifth of the time over the first
+    backlog_memory_growth        after the first tenth of the records, the median memory of the last
+                                 fifth of the time over that of the first   <= 1.05
+    backlog_memory_ratio         the most of a moment after the first tenth, over the most until then
 
-and with `--grpc` beside it `Score` of 8 samples at 30 % of what the server bears, by Poisson
+(while calls come, less is under way of the stream: `--grpc` is no measure of growth), and
+with `--grpc` beside it `Score` of 8 samples at 30 % of what the server bears, by Poisson
 arrivals, first without Kafka and then while the backlog is drained. The broker, which has a machine
 of its own wherever latency matters, gives way to the others then (it is "nice"):
 
