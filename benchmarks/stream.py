@@ -33,15 +33,16 @@ server's memory (RSS) stays as it is:
     backlog_records_per_second
     backlog_memory_growth        after the first tenth of the records, the median memory of the last
                                  fifth of the time over that of the first   <= 1.05
-    backlog_memory_ratio         the most of a moment after the first tenth, over the most until then
+    backlog_memory_ratio         the most at any moment after the first tenth, over the most before
 
-(while calls come, less is under way of the stream: `--grpc` is no measure of growth), and
-with `--grpc` beside it `Score` of 8 samples at 30 % of what the server bears, by Poisson
+and with `--grpc` beside it `Score` of 8 samples at 30 % of what the server bears, by Poisson
 arrivals, first without Kafka and then while the backlog is drained. The broker, which has a machine
 of its own wherever latency matters, gives way to the others then (it is "nice"):
 
     grpc_p99_ms, grpc_p99_ms_draining
     grpc_p99_ratio               the latter over the former             <= 2
+
+While calls come, less of the stream is under way: with `--grpc` its memory is no measure of growth.
 """
 
 import asyncio
