@@ -144,15 +144,16 @@ def test_a_call_that_is_always_refused_gives_up(client):
     ],
     ids=["small", "as much as may be in flight"],
 )
+@pytest.mark.parametrize("code", [grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED])
 def test_a_stream_that_is_refused_before_its_first_answer_is_made_again(
-    client, samples, requests_read
+    client, samples, requests_read, code
 ):
     calls = itertools.count()
 
     def score_stream(requests, context):
         if next(calls) < 2:
             assert len(list(itertools.islice(requests, requests_read))) == requests_read
-            abort(context, grpc.StatusCode.UNAVAILABLE, "not now")
+            abort(context, code, "not now")
         yield from map(valued, requests)
 
     with odd_server(score_stream=score_stream) as address:

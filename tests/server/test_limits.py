@@ -253,7 +253,7 @@ def test_settings_that_contradict_each_other_are_refused(
 
 def test_calls_that_the_event_loop_comes_to_far_too_late_are_let_go(tiny_bundle: Path) -> None:
     async def main() -> None:
-        async with served(tiny_bundle) as (server, _):
+        async with served(tiny_bundle, pending_seconds=1) as (server, _):
 
             def codes(address: str) -> list[grpc.StatusCode]:
                 with grpc.insecure_channel(address) as channel:
@@ -263,7 +263,7 @@ def test_calls_that_the_event_loop_comes_to_far_too_late_are_let_go(tiny_bundle:
 
             calling = asyncio.create_task(asyncio.to_thread(codes, server.grpc))
             await asyncio.sleep(0)
-            time.sleep(4)
+            time.sleep(3)
             late = await calling
             assert set(late) == {grpc.StatusCode.OK, grpc.StatusCode.CANCELLED}
             # What comes in time is answered as ever.

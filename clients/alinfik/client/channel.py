@@ -10,8 +10,8 @@ from alinfik.client.batches import BYTES_A_REQUEST, REQUESTS_IN_FLIGHT
 from alinfik.client.security import stays_here
 
 # A unary call is repeated by ``retry``, which heeds the delay that a server asks for. A stream is
-# left to gRPC, which repeats it where nobody answers and no answer has come yet: it alone still has
-# the requests that were sent. After up to 0.1, 0.2, 0.4 and 0.8 s, each drawn at random.
+# left to gRPC, which repeats it where nobody takes it and no answer has come yet: it alone still
+# has the requests that were sent. After up to 0.1, 0.2, 0.4 and 0.8 s, each drawn at random.
 # A full queue slows a stream and never ends it. RESOURCE_EXHAUSTED says that the server has as many
 # streams as it may; then the caller decides.
 # https://github.com/grpc/proposal/blob/master/A6-client-retries.md
@@ -24,7 +24,8 @@ _SERVICE_CONFIG = {
                 "initialBackoff": "0.1s",
                 "maxBackoff": "1s",
                 "backoffMultiplier": 2,
-                "retryableStatusCodes": ["UNAVAILABLE"],
+                # The latter where the server has not come to it in its --pending-seconds.
+                "retryableStatusCodes": ["UNAVAILABLE", "CANCELLED"],
             },
         },
     ]

@@ -51,11 +51,8 @@ _CONNECTION = (
     ("grpc.server_handshake_timeout_ms", 10_000),
 )
 
-# Calls that have arrived and that the event loop has not yet come to: how many, and how long one
-# may wait to be come to. A loop that is so late has more to do than it can, and would answer ever
-# later.
+# Calls that have arrived and that the event loop has not yet come to.
 _PENDING_CALLS = 16_384
-_PENDING_SECONDS = 2
 
 _log = structlog.get_logger()
 
@@ -89,7 +86,7 @@ class Front:
                 ("grpc.max_send_message_length", -1),
                 # Past these gRPC drops calls itself, as CANCELLED and without a word on when to
                 # come back, which we say as soon as we hear of a call.
-                ("grpc.server_max_unrequested_time_in_server", _PENDING_SECONDS),
+                ("grpc.server_max_unrequested_time_in_server", settings.pending_seconds),
                 ("grpc.server.max_pending_requests", _PENDING_CALLS),
                 ("grpc.server.max_pending_requests_hard_limit", _PENDING_CALLS),
             ],

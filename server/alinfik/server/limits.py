@@ -31,9 +31,10 @@ LIMITS = {
     "queue_samples": "queue_samples",
     "queue_tokens": "queue_tokens",
     "queue_seconds": "queue_seconds",
+    "pending_seconds": "pending_seconds",
 }
-# Those that turn something away where we see it: gRPC drops too large a message on its own, and a
-# full stream is not read on.
+# Those that turn something away where we see it: gRPC drops too large a message and a call that we
+# do not come to on its own, and a full stream is not read on.
 _REFUSING = (
     "request_samples",
     "explained_samples",

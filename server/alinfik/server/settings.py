@@ -220,6 +220,12 @@ class ServerSettings(BaseSettings):
         description="Longest wait that a Score may expect when it arrives; past it, it fails with "
         "RESOURCE_EXHAUSTED. Lower it where callers give up sooner; streams wait however long.",
     )
+    pending_seconds: PositiveInt = Field(
+        10,
+        description="Longest time, in whole seconds, that a call waits until the server comes to "
+        "it at all; past it gRPC lets it go as CANCELLED. That takes more small calls than the "
+        "event loop bears: lower it to have them know sooner, unless a thousand come at once.",
+    )
 
     cache_samples: NonNegativeInt = Field(
         16_384,
