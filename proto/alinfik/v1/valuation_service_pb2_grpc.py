@@ -26,7 +26,9 @@ if _version_not_supported:
 
 
 class ValuationServiceStub:
-    """Values samples with the bundles that the server has loaded.
+    """Values samples with the bundles that the server has loaded. A call that it has not come to in time,
+    having more to do than it can, ends with CANCELLED and without details; nothing was done, and it
+    may be made again.
     """
 
     def __init__(self, channel):
@@ -63,7 +65,9 @@ class ValuationServiceStub:
 
 
 class ValuationServiceServicer:
-    """Values samples with the bundles that the server has loaded.
+    """Values samples with the bundles that the server has loaded. A call that it has not come to in time,
+    having more to do than it can, ends with CANCELLED and without details; nothing was done, and it
+    may be made again.
     """
 
     def Score(self, request, context):
@@ -142,7 +146,9 @@ def add_ValuationServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class ValuationService:
-    """Values samples with the bundles that the server has loaded.
+    """Values samples with the bundles that the server has loaded. A call that it has not come to in time,
+    having more to do than it can, ends with CANCELLED and without details; nothing was done, and it
+    may be made again.
     """
 
     @staticmethod

@@ -27,7 +27,10 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class ValuationServiceStub:
-    """Values samples with the bundles that the server has loaded."""
+    """Values samples with the bundles that the server has loaded. A call that it has not come to in time,
+    having more to do than it can, ends with CANCELLED and without details; nothing was done, and it
+    may be made again.
+    """
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
@@ -54,7 +57,10 @@ class ValuationServiceStub:
 
 @_typing.type_check_only
 class ValuationServiceAsyncStub(ValuationServiceStub):
-    """Values samples with the bundles that the server has loaded."""
+    """Values samples with the bundles that the server has loaded. A call that it has not come to in time,
+    having more to do than it can, ends with CANCELLED and without details; nothing was done, and it
+    may be made again.
+    """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Score: _aio.UnaryUnaryMultiCallable[_valuation_service_pb2.ScoreRequest, _valuation_service_pb2.ScoreResponse]  # type: ignore[assignment]
@@ -77,7 +83,10 @@ class ValuationServiceAsyncStub(ValuationServiceStub):
     """
 
 class ValuationServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Values samples with the bundles that the server has loaded."""
+    """Values samples with the bundles that the server has loaded. A call that it has not come to in time,
+    having more to do than it can, ends with CANCELLED and without details; nothing was done, and it
+    may be made again.
+    """
 
     @_abc_1.abstractmethod
     def Score(
