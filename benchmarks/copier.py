@@ -19,30 +19,16 @@ from kafka.errors import NoOffsetForPartitionError
 from kafka.structs import OffsetAndMetadata, TopicPartition
 
 from alinfik.server.kafka_commit import open_committer
-from alinfik.server.kafka_io import (
-    DEFAULT_RECORD_BYTES,
-    GroupConsumer,
-    Outgoing,
-    open_consumer,
-)
+from alinfik.server.kafka_io import DEFAULT_RECORD_BYTES, GroupConsumer, open_consumer
 from alinfik.server.kafka_process import ALLOCATIONS
-from alinfik.server.records import OutgoingRecord, SourceRecord, valuation_record, valued
+from alinfik.server.kafka_producer import Outgoing
+from alinfik.server.records import OutgoingRecord, SourceRecord, Valued, valuation_record
 from alinfik.server.settings import ServerSettings
-from alinfik.v1 import TargetValue, Valuation
 
 _IDLE_MS = 200
 _JOIN_MS = 1_000
-_VALUE = TargetValue(target="gsm8k", value=0.123456789, lower=-1.23456789, upper=1.23456789)
-_VALUED = valued(
-    Valuation(
-        sample_id="alpaca-12345",
-        provider="alpaca",
-        bundle_id="0" * 64,
-        values=[_VALUE, _VALUE],
-        token_count=100,
-    ),
-    "json",
-)
+# A valuation for two targets, in JSON; what stands in it is no matter of the client's.
+_VALUED = Valued(b"v" * 430, "0" * 64)
 
 
 def main() -> None:

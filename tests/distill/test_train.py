@@ -35,7 +35,8 @@ from alinfik.server.encode import Encoder as ServerEncoder
 from alinfik.server.engine import Engine
 from alinfik.server.metrics import Metrics as ServerMetrics
 from alinfik.server.settings import ServerSettings
-from alinfik.v1 import Metrics, Sample, Valuation
+from alinfik.server.valuation import Estimate
+from alinfik.v1 import Metrics, Sample
 from tests.distill.conftest import write_rows
 from tests.distill.processes import started
 from tests.distill.tiny_llm import write_encoder
@@ -83,19 +84,19 @@ def test_the_server_gives_the_values_that_the_distiller_measured(
     expected = predict(OnnxModel(bundle / "model.onnx"), encoder.encode(rows), 2)
     samples = [Sample(id=row.id, prompt=row.prompt, completion=row.completion) for row in rows]
 
-    async def score() -> list[Valuation]:
+    async def score() -> list[Estimate]:
         settings = ServerSettings(bundle=bundle)
         async with Engine(loaded, settings, ServerMetrics(CollectorRegistry())) as engine:
             scored = await engine.score(
                 samples, priority=Priority.INTERACTIVE, source="grpc", wait=False
             )
-        return [valuation for valuation in scored.outcomes if isinstance(valuation, Valuation)]
+        return [one for one in scored.outcomes if isinstance(one, Estimate)]
 
-    valuations = asyncio.run(score())
-    assert len(valuations) == len(rows)
-    values = np.array([[value.value for value in found.values] for found in valuations])
+    estimates = asyncio.run(score())
+    assert len(estimates) == len(rows)
+    values = np.array([found.columns[0] for found in estimates])
     np.testing.assert_allclose(values, expected.value, rtol=1e-4)
-    scores = [found.out_of_distribution_score for found in valuations]
+    scores = [found.out_of_distribution_score for found in estimates]
     np.testing.assert_allclose(scores, expected.ood, rtol=1e-4)
 
 

@@ -13,7 +13,8 @@ from alinfik.server.call import Outcome
 from alinfik.server.engine import Engine
 from alinfik.server.metrics import Metrics
 from alinfik.server.settings import ServerSettings
-from alinfik.v1 import Sample, Valuation
+from alinfik.server.valuation import Estimate
+from alinfik.v1 import Sample
 
 CLIPS = Sample(id="clips", provider="p", prompt="How many?", completion="72 clips")
 
@@ -65,9 +66,7 @@ async def queued(registry: CollectorRegistry, samples: int) -> None:
 
 
 def values(outcomes: Sequence[Outcome]) -> list[list[float]]:
-    return [
-        [v.value for v in outcome.values] for outcome in outcomes if isinstance(outcome, Valuation)
-    ]
+    return [list(outcome.columns[0]) for outcome in outcomes if isinstance(outcome, Estimate)]
 
 
 def seen_by_model(registry: CollectorRegistry) -> float:

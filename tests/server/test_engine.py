@@ -16,7 +16,8 @@ from alinfik.server.fault import ModelError
 from alinfik.server.metrics import Metrics
 from alinfik.server.rejection import Rejection
 from alinfik.server.settings import ServerSettings
-from alinfik.v1 import Sample, Valuation
+from alinfik.server.valuation import Estimate
+from alinfik.v1 import Sample
 from tests.server.engines import (
     CLIPS,
     INTERACTIVE,
@@ -59,9 +60,8 @@ def test_values_are_the_oracles_alone_and_in_any_batch(
                 assert one.reason == "empty_completion"
                 continue
             expected, ood = expected_values(tiny_bundle, sample)
-            assert isinstance(one, Valuation)
-            assert one.sample_id == sample.id
-            assert one.bundle_id == read_manifest(tiny_bundle).bundle_id
+            assert isinstance(one, Estimate)
+            assert one.bundle.id == read_manifest(tiny_bundle).bundle_id
             np.testing.assert_allclose(values([one, other]), [expected] * 2, rtol=1e-5, atol=1e-5)
             assert one.out_of_distribution_score == pytest.approx(ood, rel=1e-5)
             assert one.out_of_distribution == (ood > 20)

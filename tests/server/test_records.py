@@ -1,7 +1,9 @@
 """Records in and out, without a broker."""
 
 import json
+from array import array
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -11,17 +13,35 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from alinfik.kafka.headers import NULL
+from alinfik.server.bundle import Bundle
 from alinfik.server.records import (
     DeadLetter,
+    Valued,
     dead_letter_record,
     fits,
     parse_sample,
     valuation_record,
-    valued,
+    written,
 )
-from alinfik.v1 import Sample, TargetValue, Valuation
+from alinfik.server.valuation import Estimate, valuation
+from alinfik.v1 import BundleManifest, Sample, Target, Valuation
 
 PROTOBUF = b"application/x-protobuf"
+
+
+def bundle(bundle_id: str, targets: Sequence[str]) -> Bundle:
+    named = [Target(name=name) for name in targets]
+    return Bundle(Path(), BundleManifest(bundle_id=bundle_id, targets=named))
+
+
+ESTIMATE = Estimate(
+    bundle("b" * 64, ["gsm8k"]),
+    array("d", [0.5, 0.0, 1.0, 25.0]),
+    token_count=3,
+    truncated=False,
+    out_of_distribution_score=0.0,
+    out_of_distribution=False,
+)
 
 
 class Record(NamedTuple):
@@ -128,11 +148,10 @@ def test_unknown_fields_are_ignored_and_null_is_absent():
 
 
 def test_a_valuation_record_says_where_its_sample_stood():
-    valuation = Valuation(
-        sample_id="1", bundle_id="b" * 64, values=[TargetValue(target="gsm8k", value=0.5)]
-    )
+    sample = Sample(id="1", completion="a")
+    outcome = Valued(written(sample, ESTIMATE, "json"), ESTIMATE.bundle.id)
     source = Record(b"{}", key=b"key")
-    record = valuation_record(valued(valuation, "json"), source, "json")
+    record = valuation_record(outcome, source, "json")
     assert record.key == b"key"
     assert record.timestamp == source.timestamp
     assert dict(record.headers) == {
@@ -146,57 +165,51 @@ def test_a_valuation_record_says_where_its_sample_stood():
     fields = json.loads(record.value or b"")
     assert fields["values"][0]["lower"] == 0.0
     assert fields["truncated"] is False
-    assert json_format.Parse(record.value or b"", Valuation()) == valuation
+    assert json_format.Parse(record.value or b"", Valuation()) == valuation(sample, ESTIMATE)
 
 
-numbers = st.floats()
-float32s = st.floats(width=32)
-valuations = st.builds(
-    Valuation,
-    sample_id=texts,
-    provider=texts,
-    bundle_id=texts,
-    values=st.lists(
-        st.builds(
-            TargetValue,
-            target=texts,
-            value=numbers,
-            lower=numbers,
-            upper=numbers,
-            percentile=numbers,
-        ),
-        max_size=3,
-    ),
-    token_count=st.integers(0, 2**32 - 1),
-    truncated=st.booleans(),
-    out_of_distribution_score=float32s,
-    out_of_distribution=st.booleans(),
-)
+numbers = st.floats(allow_nan=False, allow_infinity=False)
 
 
-@given(valuations)
-@example(Valuation(out_of_distribution_score=1.26e-43))
-def test_a_valuations_json_is_protobufs_own(valuation: Valuation):
+@st.composite
+def estimates(draw: st.DrawFn) -> Estimate:
+    targets = draw(st.lists(texts, min_size=1, max_size=3))
+    return Estimate(
+        bundle(draw(texts), targets),
+        array("d", draw(st.lists(numbers, min_size=(n := 4 * len(targets)), max_size=n))),
+        token_count=draw(st.integers(0, 2**32 - 1)),
+        truncated=draw(st.booleans()),
+        out_of_distribution_score=draw(st.floats(width=32, allow_nan=False, allow_infinity=False)),
+        out_of_distribution=draw(st.booleans()),
+    )
+
+
+@given(st.builds(Sample, id=texts, provider=texts), estimates())
+@example(Sample(), ESTIMATE._replace(out_of_distribution_score=float(np.float32(1.26e-43))))
+def test_a_valuations_json_is_protobufs_own(sample: Sample, estimate: Estimate):
     """All fields, defaults too, as the library writes them; so no new field is forgotten."""
     own = json_format.MessageToDict(
-        valuation, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
+        valuation(sample, estimate),
+        preserving_proto_field_name=True,
+        always_print_fields_with_no_presence=True,
     )
-    written = json.loads(valued(valuation, "json").value)
-    for fields in (own, written):
+    found = json.loads(written(sample, estimate, "json"))
+    for fields in (own, found):
         # A float32 has many spellings, and below 1e-37 the library's is not the shortest.
         score = "out_of_distribution_score"
         fields[score] = str(np.float32(fields[score]))
-    assert written == own
+    assert found == own
 
 
 def test_a_valuation_in_protobuf_says_so_as_a_sample_does():
-    valuation = Valuation(sample_id="1", values=[TargetValue(target="gsm8k", value=0.5)])
-    record = valuation_record(valued(valuation, "protobuf"), Record(b"{}"), "protobuf")
+    sample = Sample(id="1", completion="a")
+    outcome = Valued(written(sample, ESTIMATE, "protobuf"), ESTIMATE.bundle.id)
+    record = valuation_record(outcome, Record(b"{}"), "protobuf")
     assert (
         dict(record.headers)["content-type"]
         == b"application/x-protobuf; proto=alinfik.v1.Valuation"
     )
-    assert Valuation.FromString(record.value or b"") == valuation
+    assert Valuation.FromString(record.value or b"") == valuation(sample, ESTIMATE)
 
 
 def test_a_dead_letter_keeps_all_of_its_source():

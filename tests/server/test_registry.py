@@ -16,6 +16,7 @@ from alinfik.server.engine import NotRunningError
 from alinfik.server.metrics import Metrics
 from alinfik.server.registry import InUseError, NotFoundError, Registry
 from alinfik.server.settings import ServerSettings
+from alinfik.server.valuation import Estimate, valuation
 from alinfik.server.watch import BundleWatch
 from alinfik.v1 import (
     ActivateBundleRequest,
@@ -51,8 +52,8 @@ async def value(registry: Registry, sample: Sample = CLIPS, bundle_id: str = "")
         [sample], priority=Priority.INTERACTIVE, source="grpc", wait=False, bundle_id=bundle_id
     )
     (outcome,) = scored.outcomes
-    assert isinstance(outcome, Valuation)
-    return outcome
+    assert isinstance(outcome, Estimate)
+    return valuation(sample, outcome)
 
 
 @pytest.fixture(scope="module")
@@ -70,11 +71,11 @@ def test_a_bundle_that_is_named_answers_and_the_active_one_else(
             found = [await value(registry), await value(registry, bundle_id=other)]
             registry.activate(other)
             found += [await value(registry), await value(registry, bundle_id=one)]
-        assert [valuation.bundle_id for valuation in found] == [one, other, other, one]
-        for valuation, bundle in zip(found, [tiny_bundle, other_bundle] * 2, strict=False):
-            if valuation.bundle_id == read_manifest(bundle).bundle_id:
+        assert [answer.bundle_id for answer in found] == [one, other, other, one]
+        for answer, bundle in zip(found, [tiny_bundle, other_bundle] * 2, strict=False):
+            if answer.bundle_id == read_manifest(bundle).bundle_id:
                 expected, _ = expected_values(bundle, CLIPS)
-                given = [target.value for target in valuation.values]
+                given = [target.value for target in answer.values]
                 np.testing.assert_allclose(given, expected, rtol=1e-5, atol=1e-5)
 
     asyncio.run(main())

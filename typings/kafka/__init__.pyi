@@ -83,16 +83,6 @@ class _TransactionManager:
         group_metadata: ConsumerGroupMetadata,
     ) -> _Pending: ...
 
-class _Accumulator:
-    def append(
-        self,
-        tp: TopicPartition,
-        timestamp_ms: int | None,
-        key: bytes | None,
-        value: bytes | None,
-        headers: list[tuple[str, bytes]],
-    ) -> tuple[Acknowledgement, bool, bool, bool]: ...
-
 class _Sender:
     def wakeup(self) -> None: ...
     def force_close(self) -> None: ...
@@ -101,7 +91,7 @@ class _Sender:
 class KafkaProducer:
     config: dict[str, Any]
     _transaction_manager: _TransactionManager
-    _accumulator: _Accumulator
+    _accumulator: object
     _sender: _Sender
     def __init__(self, **configs: Any) -> None: ...
     def partitions_for(self, topic: str) -> set[int]: ...

@@ -75,8 +75,12 @@ class _Builder(DefaultRecordBatchBuilder):
         value: bytes | None,
         headers: list[tuple[str, bytes | None]],
     ) -> Any:
-        nulled = [(name, None if own is NULL else own) for name, own in headers]
-        return super().append(offset, timestamp, key, value, nulled)
+        # For every record: most have none.
+        for _, own in headers:
+            if own is NULL:
+                headers = [(name, None if own is NULL else own) for name, own in headers]
+                break
+        return super().append(offset, timestamp, key, value, headers)
 
 
 def mend_headers() -> None:

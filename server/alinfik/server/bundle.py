@@ -8,6 +8,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
@@ -40,12 +41,12 @@ class Bundle:
     path: Path
     manifest: BundleManifest
 
-    @property
+    @cached_property
     def id(self) -> str:
         """``BundleManifest.bundle_id``: 64 hex digits."""
         return self.manifest.bundle_id
 
-    @property
+    @cached_property
     def targets(self) -> list[str]:
         """Names of the targets, in the order of the model's columns."""
         return [target.name for target in self.manifest.targets]

@@ -1,13 +1,14 @@
-"""Valuations of texts that were valued before: many a provider sends the same text twice.
+"""What was said of texts that were valued before: many a provider sends the same text twice.
 
-Comes in: a text's key and its valuation. Goes out: the valuation, while it is among the last ones
+Comes in: a text's key and its estimate. Goes out: the estimate, while it is among the last ones
 used. One for each bundle. For one event loop; no locks. Knows nothing of samples' ids and queues.
 """
 
 from collections import OrderedDict
 from hashlib import blake2b
 
-from alinfik.v1 import Sample, Valuation
+from alinfik.server.valuation import Estimate
+from alinfik.v1 import Sample
 
 
 def content_key(sample: Sample) -> bytes:
@@ -19,26 +20,22 @@ def content_key(sample: Sample) -> bytes:
 
 
 class Cache:
-    """The last ``limit`` texts' valuations, without the samples' names; none where it is 0.
-
-    They are kept serialised: as messages they take five times the memory.
-    """
+    """The last ``limit`` texts' estimates; none where it is 0."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
-        self._valuations: OrderedDict[bytes, bytes] = OrderedDict()
+        self._estimates: OrderedDict[bytes, Estimate] = OrderedDict()
 
-    def get(self, key: bytes) -> Valuation | None:
-        """The valuation, if it is here; it is then the last one used."""
-        if (valuation := self._valuations.get(key)) is None:
-            return None
-        self._valuations.move_to_end(key)
-        return Valuation.FromString(valuation)
+    def get(self, key: bytes) -> Estimate | None:
+        """The estimate, if it is here; it is then the last one used."""
+        if (estimate := self._estimates.get(key)) is not None:
+            self._estimates.move_to_end(key)
+        return estimate
 
-    def put(self, key: bytes, valuation: Valuation) -> None:
-        """Keep a valuation, and let the one go that was not used for longest."""
+    def put(self, key: bytes, estimate: Estimate) -> None:
+        """Keep an estimate, and let the one go that was not used for longest."""
         if not self._limit:
             return
-        self._valuations[key] = valuation.SerializeToString()
-        if len(self._valuations) > self._limit:
-            self._valuations.popitem(last=False)
+        self._estimates[key] = estimate
+        if len(self._estimates) > self._limit:
+            self._estimates.popitem(last=False)

@@ -8,16 +8,15 @@ jobs are batched and valued.
 
 import asyncio
 import time
-from collections.abc import Sequence
-from copy import deepcopy
 from dataclasses import dataclass, field
 
 from alinfik.server.batching import Priority
 from alinfik.server.encode import Encoded
 from alinfik.server.rejection import Rejection
-from alinfik.v1 import Sample, Timing, Valuation
+from alinfik.server.valuation import Estimate
+from alinfik.v1 import Timing
 
-Outcome = Valuation | Rejection
+Outcome = Estimate | Rejection
 
 
 @dataclass(eq=False, slots=True)
@@ -42,9 +41,9 @@ class Job:
         self.length = len(self.encoded)
 
     def settle(self, outcome: Outcome) -> None:
-        """Give every waiter an outcome of its own, since callers change theirs."""
-        for number, (call, place) in enumerate(self.waiters):
-            call.settle(place, outcome if number == 0 else deepcopy(outcome))
+        """Give every waiter the outcome."""
+        for call, place in self.waiters:
+            call.settle(place, outcome)
 
     def abandon(self, call: "Call") -> bool:
         """Forget that ``call`` waits; say whether nobody does now."""
@@ -55,21 +54,17 @@ class Job:
 class Call:
     """The samples of one call to the engine, behind one future: a future each would cost more."""
 
-    def __init__(self, samples: Sequence[Sample]) -> None:
+    def __init__(self, samples: int) -> None:
         self.clock = Clock()
-        self.missing = len(samples)
+        self.missing = samples
         self.jobs: list[Job] = []
         """Those that it waits for, or waited for."""
-        self.outcomes: list[Outcome | None] = [None] * len(samples)
+        self.outcomes: list[Outcome | None] = [None] * samples
         """In the samples' order; None while there is none."""
-        self._samples = samples
         self._done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def settle(self, place: int, outcome: Outcome) -> None:
-        """Take the outcome of the sample at ``place``, which is the call's own; each once."""
-        if isinstance(outcome, Valuation):
-            sample = self._samples[place]
-            outcome.sample_id, outcome.provider = sample.id, sample.provider
+        """Take the outcome of the sample at ``place``; each once."""
         self.outcomes[place] = outcome
         self.missing -= 1
         if self.missing == 0 and not self._done.done():

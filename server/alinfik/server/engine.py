@@ -1,9 +1,9 @@
 """The scoring engine: one queue, one model, any number of callers.
 
-Comes in: samples, from gRPC and Kafka alike. Goes out: a valuation or a rejection for each. A
+Comes in: samples, from gRPC and Kafka alike. Goes out: an estimate or a rejection for each. A
 sample is checked, answered from the cache where its text was valued before, admitted, tokenised in
 a thread, queued, batched the moment a worker is free, run in that worker's thread, and mapped to
-its valuation. All but the tokenizer and the model runs on one event loop, so nothing here locks.
+its estimate. All but the tokenizer and the model runs on one event loop, so nothing here locks.
 Knows nothing of gRPC and Kafka.
 """
 
@@ -29,9 +29,10 @@ from alinfik.server.settings import ServerSettings
 from alinfik.server.tally import Source, Tally, Unvalued
 from alinfik.server.tokenising import Tokenising
 from alinfik.server.tracing import stage_spans
-from alinfik.server.valuation import Valuer
+from alinfik.server.valuation import Estimate
+from alinfik.server.valuer import Valuer
 from alinfik.server.warmup import Warm, warm_up
-from alinfik.v1 import Sample, Timing, Valuation
+from alinfik.v1 import Sample, Timing
 
 # Texts of every day, which each bundle must be able to value before it takes others.
 _PROBES = (
@@ -49,7 +50,7 @@ class Scored(NamedTuple):
     """What became of a call's samples."""
 
     outcomes: list[Outcome]
-    """One a sample, in their order; the caller's own to change."""
+    """One a sample, in their order."""
     timing: Timing
 
 
@@ -120,7 +121,7 @@ class Engine:
 
     def _probe(self) -> list[Outcome]:
         rows = self._encoder.encode(_PROBES)
-        return self._valuer.valuations(rows, self.warm.runtime.run(rows))
+        return self._valuer.estimates(rows, self.warm.runtime.run(rows))
 
     async def try_model(self) -> None:
         """Run the model on the plain texts that it was tried on at the start.
@@ -182,7 +183,7 @@ class Engine:
         """
         if not self._workers:
             raise NotRunningError("the engine is not running")
-        call = Call(samples)
+        call = Call(len(samples))
         unvalued: Unvalued = "failed"
         try:
             if unknown := self._settle_known(call, samples):
@@ -213,9 +214,9 @@ class Engine:
                 call.settle(place, rejection)
                 continue
             key = content_key(sample)
-            if valuation := self._cache.get(key):
+            if estimate := self._cache.get(key):
                 call.clock.shared += 1
-                call.settle(place, valuation)
+                call.settle(place, estimate)
             else:
                 unknown[place] = key
         return unknown
@@ -333,7 +334,7 @@ class Engine:
             self._forget(batch)
             self._learn_speed(batch, seconds)
             for job, outcome in zip(batch, outcomes, strict=True):
-                if isinstance(outcome, Valuation):
+                if isinstance(outcome, Estimate):
                     self._cache.put(job.key, outcome)
                 job.settle(outcome)
 
@@ -354,7 +355,7 @@ class Engine:
         output = self.warm.runtime.run(rows)
         ended = time.monotonic()
         self._tally.batch(batch, begun, ended)
-        return self._valuer.valuations(rows, output), ended - begun
+        return self._valuer.estimates(rows, output), ended - begun
 
 
 def _fail(jobs: Iterable[Job], error: Exception) -> None:

@@ -8,17 +8,14 @@ tried again.
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING
 
 from kafka import KafkaConsumer
 from kafka.errors import InvalidRecordError, InvalidTimestampError, KafkaError
 from kafka.structs import ConsumerGroupMetadata, OffsetAndMetadata, TopicPartition
 
-from alinfik.server.kafka_io import TRANSACTION_MS, BoundedProducer, Outgoing, open_producer
+from alinfik.server.kafka_io import open_producer
+from alinfik.server.kafka_producer import TRANSACTION_MS, BoundedProducer, Outgoing
 from alinfik.server.settings import ServerSettings
-
-if TYPE_CHECKING:
-    from kafka import Acknowledgement
 
 Offsets = Mapping[TopicPartition, OffsetAndMetadata]
 
@@ -74,14 +71,12 @@ class Committer(ABC):
         self._committing = True
         self._begin()
         sent = self._producer.send_all(outgoing)
-        try:
-            self._producer.flush(TRANSACTION_MS / 1000)
-            for acknowledgement in sent:
-                acknowledgement.get(TRANSACTION_MS / 1000)
-        except KafkaError:
-            if refused := _refused(sent):
-                raise RefusedError(refused) from None
-            raise
+        self._producer.flush(TRANSACTION_MS / 1000)
+        errors = {place: error for batch in sent for place, error in batch.errors().items()}
+        if refused := _refused(errors):
+            raise RefusedError(refused)
+        if errors:
+            raise next(iter(errors.values()))
         self._end(offsets, member)
         self._committing = False
 
@@ -105,16 +100,15 @@ class Committer(ABC):
     def _end(self, offsets: Offsets, member: ConsumerGroupMetadata) -> None: ...
 
 
-def _refused(sent: "Sequence[Acknowledgement]") -> dict[int, str]:
+def _refused(errors: Mapping[int, KafkaError]) -> dict[int, str]:
     """Which records are at fault, and not only in one batch with such a one.
 
     A broker before Kafka 2.4 does not say, and then all of a batch have one exception.
     """
-    errors = [one.exception for one in sent]
-    shared = Counter(map(id, errors))
+    shared = Counter(map(id, errors.values()))
     return {
         place: str(error)
-        for place, error in enumerate(errors)
+        for place, error in errors.items()
         if isinstance(error, InvalidRecordError | InvalidTimestampError) and shared[id(error)] == 1
     }
 

@@ -4,25 +4,21 @@ Comes in: settings. Goes out: a consumer and a producer, both connected. Knows n
 records, and of when to commit.
 """
 
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any
 
 import structlog
-from kafka import KafkaConsumer, KafkaProducer
+from kafka import KafkaConsumer
 from kafka.admin import ConfigResource, ConfigResourceType, KafkaAdminClient
 from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssignor
 from kafka.errors import KafkaError, KafkaTimeoutError, TopicAlreadyExistsError
 from kafka.net.compat import KafkaNetClient
-from kafka.structs import ConsumerGroupMetadata, OffsetAndMetadata, TopicPartition
 
 from alinfik.kafka.headers import mend_headers
+from alinfik.server.kafka_producer import TRANSACTION_MS, BoundedProducer
 from alinfik.server.kafka_security import connection, overhear
-from alinfik.server.records import OutgoingRecord
 from alinfik.server.settings import ServerSettings
-
-if TYPE_CHECKING:
-    from kafka import Acknowledgement
 
 _log = structlog.get_logger()
 
@@ -32,9 +28,6 @@ CONNECT_MS = 3_000
 # own; they bring word of a rebalance too, of which a cooperative one has two rounds.
 SESSION_MS = 10_000
 HEARTBEAT_MS = 1_000
-# How long a killed server's open transaction holds up its partitions and their readers. A
-# transaction here opens when its batch is valued already, and lasts for a few round trips.
-TRANSACTION_MS = 10_000
 # How late new partitions are seen, of the input and of the topics that are written to; one small
 # request each time.
 METADATA_MS = 10_000
@@ -44,9 +37,6 @@ DEFAULT_RECORD_BYTES = 1_048_588
 _DEAD_LETTER_BYTES = 2 * DEFAULT_RECORD_BYTES
 # Some hundreds of records in one request, which costs as much as some tens of them.
 _BATCH_BYTES = 256 * 1024
-# How long a producer's batch waits to be full; at 0 most go with a record or a few. Nobody waits
-# for it, since a commit flushes.
-_LINGER_MS = 50
 # Past every limit that topics are given: theirs is the one to count.
 MAX_REQUEST_BYTES = 64 * 1024 * 1024
 
@@ -90,78 +80,6 @@ class GroupConsumer(KafkaConsumer):
         # is over. That is for one that crashes and comes back, not for one that is told to stop.
         self._coordinator.is_dynamic_member = lambda: True
         self.close(timeout_ms=CONNECT_MS)
-
-
-class Outgoing(NamedTuple):
-    """A record and where it goes."""
-
-    topic: str
-    partition: int
-    record: OutgoingRecord
-
-
-class BoundedProducer(KafkaProducer):
-    """A producer whose transactional calls end: kafka-python's own wait for ever for a lost broker.
-
-    They last as long as a transaction does: past that the broker ends it by itself.
-    There is no abort. A producer whose transaction failed is abandoned, and the next one's start
-    makes the broker end it, one way or the other. For kafka-python is not to be trusted with a
-    producer that has lost a batch: the batches after it are refused as out of sequence, and the
-    transaction is then "committed" without them.
-
-    Raises:
-        KafkaError: from every method; the outcome of the transaction is unknown.
-    """
-
-    def send_all(self, outgoing: Iterable[Outgoing]) -> "list[Acknowledgement]":
-        """Send records, per partition in their order; ``flush`` sends what fills no batch.
-
-        Their sizes must fit the topics. ``send`` looks up for each record what is the same for all
-        of a partition.
-        """
-        transactional = self.config["transactional_id"] is not None
-        begun: set[TopicPartition] = set()
-        sent: list[Acknowledgement] = []
-        for topic, partition, (key, value, headers, timestamp) in outgoing:
-            place = TopicPartition(topic, partition)
-            if place not in begun:
-                begun.add(place)
-                # Has the topic among those whose leaders are known.
-                self.partitions_for(topic)
-                if transactional:
-                    self._transaction_manager.maybe_add_partition_to_transaction(place)
-            acknowledgement, _, new, _ = self._accumulator.append(
-                place, timestamp if timestamp >= 0 else None, key, value, headers
-            )
-            if new:
-                # The one before it is full.
-                self._sender.wakeup()
-            sent.append(acknowledgement)
-        return sent
-
-    def send_offsets_to_transaction(
-        self,
-        offsets: Mapping[TopicPartition, OffsetAndMetadata],
-        group_metadata: ConsumerGroupMetadata,
-    ) -> None:
-        """Add the offsets to the transaction, if the group still knows the member as its own."""
-        pending = self._transaction_manager.send_offsets_to_transaction(offsets, group_metadata)
-        self._sender.wakeup()
-        if not pending.wait(TRANSACTION_MS):
-            raise KafkaTimeoutError("no answer to the offsets of a transaction")
-
-    def commit_transaction(self) -> None:
-        """End the transaction. Every record must have been acknowledged before."""
-        pending = self._transaction_manager.begin_commit()
-        self._sender.wakeup()
-        if not pending.wait(TRANSACTION_MS):
-            raise KafkaTimeoutError("no answer to a commit")
-
-    def abandon(self) -> None:
-        """Close without waiting for anything."""
-        self._sender.force_close()
-        self._sender.join()
-        self.close(timeout=0)
 
 
 @contextmanager
@@ -287,7 +205,6 @@ def open_producer(
             max_block_ms=TRANSACTION_MS,
             max_request_size=MAX_REQUEST_BYTES,
             batch_size=min(_BATCH_BYTES, most_bytes),
-            linger_ms=_LINGER_MS,
             # The start of a transaction is refused while the end of the one before is being
             # written, a few milliseconds; the client sleeps this long between tries.
             retry_backoff_ms=10,

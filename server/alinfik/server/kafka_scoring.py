@@ -17,12 +17,13 @@ from alinfik.server.call import Outcome
 from alinfik.server.engine import NotRunningError
 from alinfik.server.fault import ModelError
 from alinfik.server.kafka_messages import Finished, NotScored, Score, Scored, ScoredSample
-from alinfik.server.records import DeadLetter, ValuationFormat, valued
+from alinfik.server.records import DeadLetter, ValuationFormat, written
 from alinfik.server.registry import Registry
 from alinfik.server.rejection import Rejection
 from alinfik.server.settings import ServerSettings
 from alinfik.server.tracing import BatchSpan, batch_span, part_span, traced
-from alinfik.v1 import Sample, Valuation
+from alinfik.server.valuation import Estimate
+from alinfik.v1 import Sample
 
 _log = structlog.get_logger()
 
@@ -163,7 +164,9 @@ async def _score_piece(
         # One sample that the model chokes on fails all, and must neither stop its partition nor
         # take the others along.
         outcomes = await _score_each(registry, samples)
-    return [_written(outcome, form) for outcome in outcomes]
+    return [
+        _written(sample, outcome, form) for sample, outcome in zip(samples, outcomes, strict=True)
+    ]
 
 
 async def _score_each(registry: Registry, samples: Sequence[Sample]) -> list[Outcome | ModelError]:
@@ -197,11 +200,10 @@ async def _score_together(registry: Registry, samples: Sequence[Sample]) -> list
     return scored.outcomes
 
 
-def _written(outcome: Outcome | ModelError, form: ValuationFormat) -> ScoredSample:
+def _written(sample: Sample, outcome: Outcome | ModelError, form: ValuationFormat) -> ScoredSample:
     match outcome:
-        case Valuation():
-            value, bundle_id = valued(outcome, form)
-            return value, bundle_id
+        case Estimate():
+            return written(sample, outcome, form), outcome.bundle.id
         case Rejection():
             return DeadLetter(outcome.reason, f"{outcome.field} {outcome.message}")
         case ModelError():

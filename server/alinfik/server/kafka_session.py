@@ -23,11 +23,12 @@ from kafka.errors import KafkaError, NoOffsetForPartitionError, OffsetOutOfRange
 from kafka.structs import ConsumerGroupMetadata, OffsetAndMetadata, TopicPartition
 
 from alinfik.server.kafka_commit import RefusedError, open_committer
-from alinfik.server.kafka_io import CONNECT_MS, Outgoing, largest_records, open_consumer
+from alinfik.server.kafka_io import CONNECT_MS, largest_records, open_consumer
 from alinfik.server.kafka_lag import LagWatch
 from alinfik.server.kafka_link import Link, NotScoredError, Scoring, StoppedError
 from alinfik.server.kafka_outcomes import Outcomes, Written
 from alinfik.server.kafka_pace import Pace
+from alinfik.server.kafka_producer import Outgoing
 from alinfik.server.kafka_start import Starts
 from alinfik.server.metrics import KafkaMetrics
 from alinfik.server.records import (

@@ -4,7 +4,7 @@ A sample's encoding is told by the record's ``content-type`` header: ``applicati
 where there is none, or ``application/x-protobuf``. Both are those of ``alinfik.v1.Sample``; fields
 that it does not have are ignored, so that producers may be newer than the server. A valuation is an
 ``alinfik.v1.Valuation`` in either form, JSON with the field names of the proto file and defaults.
-Knows nothing of brokers, offsets to commit, and bundles.
+Knows nothing of brokers and offsets to commit.
 """
 
 import json
@@ -13,11 +13,11 @@ from typing import Literal, NamedTuple, Protocol, cast, get_args
 
 import numpy as np
 import orjson
-from google.protobuf import json_format
 from google.protobuf.message import DecodeError
 
 from alinfik.kafka.headers import NULL
 from alinfik.server import rejection
+from alinfik.server.valuation import Estimate, valuation
 from alinfik.v1 import Sample, Valuation
 
 JSON = "application/json"
@@ -128,10 +128,11 @@ def parse_sample(record: SourceRecord) -> Sample | DeadLetter:
             return DeadLetter("unknown_content_type", error[:_ERROR_CHARACTERS])
 
 
-def valued(valuation: Valuation, form: ValuationFormat) -> Valued:
-    """A valuation, written in that form."""
-    value = _to_json(valuation) if form == "json" else valuation.SerializeToString()
-    return Valued(value, valuation.bundle_id)
+def written(sample: Sample, estimate: Estimate, form: ValuationFormat) -> bytes:
+    """A sample's valuation, written in that form."""
+    if form == "json":
+        return _to_json(sample, estimate)
+    return valuation(sample, estimate).SerializeToString()
 
 
 def valuation_record(
@@ -164,12 +165,11 @@ def fits(record: OutgoingRecord, largest_bytes: int) -> bool:
         record: what is to be sent.
         largest_bytes: what the topic takes in one batch, framing included.
     """
-    around = sum(
+    headers = [
         len(name.encode()) + len(value) + _HEADER_FRAMING_BYTES for name, value in record.headers
-    )
-    return len(record.key or b"") + len(record.value or b"") + around + _FRAMING_BYTES <= (
-        largest_bytes
-    )
+    ]
+    own = len(record.key or b"") + len(record.value or b"")
+    return own + sum(headers) + _FRAMING_BYTES <= largest_bytes
 
 
 def dead_letter_record(
@@ -225,39 +225,31 @@ def _attempts(source: SourceRecord) -> int:
     return int(said) if said.isdigit() and len(said) < 10 else 0
 
 
-def _to_json(valuation: Valuation) -> bytes:
+def _to_json(sample: Sample, estimate: Estimate) -> bytes:
     # Field by field: the library's own way takes many times as long, for every sample.
     fields = {
-        "sample_id": valuation.sample_id,
-        "provider": valuation.provider,
-        "bundle_id": valuation.bundle_id,
+        "sample_id": sample.id,
+        "provider": sample.provider,
+        "bundle_id": estimate.bundle.id,
         "values": [
             {
-                "target": one.target,
-                "value": one.value,
-                "lower": one.lower,
-                "upper": one.upper,
-                "percentile": one.percentile,
+                "target": target,
+                "value": value,
+                "lower": lower,
+                "upper": upper,
+                "percentile": percentile,
             }
-            for one in valuation.values
+            for target, value, lower, upper, percentile in zip(
+                estimate.bundle.targets, *estimate.columns, strict=True
+            )
         ],
-        "token_count": valuation.token_count,
-        "truncated": valuation.truncated,
+        "token_count": estimate.token_count,
+        "truncated": estimate.truncated,
         # Written in the fewest digits that tell a float32 from others.
-        "out_of_distribution_score": np.float32(valuation.out_of_distribution_score),
-        "out_of_distribution": valuation.out_of_distribution,
+        "out_of_distribution_score": np.float32(estimate.out_of_distribution_score),
+        "out_of_distribution": estimate.out_of_distribution,
     }
-    written = orjson.dumps(fields, option=orjson.OPT_SERIALIZE_NUMPY)
-    if b":null" not in written:
-        return written
-    # What JSON has no number for, the mapping of protobuf has words for.
-    return json_format.MessageToJson(
-        valuation,
-        preserving_proto_field_name=True,
-        always_print_fields_with_no_presence=True,
-        indent=None,
-        ensure_ascii=False,
-    ).encode()
+    return orjson.dumps(fields, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
 def _source_headers(source: SourceRecord) -> Headers:

@@ -10,6 +10,7 @@ from alinfik.server.call import Outcome
 from alinfik.server.engine import Scored
 from alinfik.server.errors import Violation, invalid
 from alinfik.server.rejection import Rejection, rejections
+from alinfik.server.valuation import valuation
 from alinfik.v1 import (
     ExplainRequest,
     ExplainResponse,
@@ -62,11 +63,7 @@ def _result(place: int, sample: Sample, outcome: Outcome, wanted: set[str]) -> S
         # The engine says the first fault only; a fault that it alone can see has no others.
         faults = _violations(place, rejections(sample)) or _violations(place, [outcome])
         return ScoreResult(error=invalid(faults))
-    if wanted:
-        values = [value for value in outcome.values if value.target in wanted]
-        del outcome.values[:]
-        outcome.values.extend(values)
-    return ScoreResult(valuation=outcome)
+    return ScoreResult(valuation=valuation(sample, outcome, wanted))
 
 
 def _violations(place: int, faults: Iterable[Rejection]) -> list[Violation]:

@@ -13,7 +13,8 @@ from alinfik.server.call import Outcome
 from alinfik.server.engine import Engine, NotRunningError
 from alinfik.server.fault import ModelError
 from alinfik.server.metrics import Metrics
-from alinfik.v1 import Sample, Valuation
+from alinfik.server.valuation import Estimate
+from alinfik.v1 import Sample
 
 
 class Shadow:
@@ -32,11 +33,11 @@ class Shadow:
         self._comparing: set[asyncio.Task[None]] = set()
 
     def compare(self, samples: Sequence[Sample], outcomes: Sequence[Outcome]) -> None:
-        """Value the samples that have a valuation, some time, and compare; returns at once."""
+        """Value the samples that have an estimate, some time, and compare; returns at once."""
         valued = [
             (sample, _percentiles(outcome))
             for sample, outcome in zip(samples, outcomes, strict=True)
-            if isinstance(outcome, Valuation)
+            if isinstance(outcome, Estimate)
         ]
         if valued:
             task = asyncio.create_task(self._compare(*zip(*valued, strict=True)))
@@ -56,12 +57,12 @@ class Shadow:
             return
         self._metrics.shadow_samples.labels("compared").inc(len(samples))
         for outcome, percentiles in zip(scored.outcomes, theirs, strict=True):
-            if isinstance(outcome, Valuation):
+            if isinstance(outcome, Estimate):
                 for target, ours in _percentiles(outcome).items():
                     if target in percentiles:
                         apart = abs(ours - percentiles[target])
                         self._metrics.shadow_difference.labels(target).observe(apart)
 
 
-def _percentiles(valuation: Valuation) -> dict[str, float]:
-    return {value.target: value.percentile for value in valuation.values}
+def _percentiles(estimate: Estimate) -> dict[str, float]:
+    return dict(zip(estimate.bundle.targets, estimate.columns[3], strict=True))

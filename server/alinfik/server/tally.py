@@ -12,7 +12,7 @@ from alinfik.server.batching import Priority
 from alinfik.server.bundle import Bundle
 from alinfik.server.call import Job, Outcome
 from alinfik.server.metrics import Metrics
-from alinfik.v1 import Valuation
+from alinfik.server.valuation import Estimate
 
 Source = Literal["grpc", "kafka", "shadow"]
 Unvalued = Literal["refused", "dropped", "failed"]
@@ -65,18 +65,19 @@ class Tally:
             return
         metrics = self._metrics
         metrics.shared.inc(shared)
-        valuations = [outcome for outcome in outcomes if isinstance(outcome, Valuation)]
+        estimates = [outcome for outcome in outcomes if isinstance(outcome, Estimate)]
         without = sum(outcome is None for outcome in outcomes)
         for outcome, count in (
-            ("valued", len(valuations)),
+            ("valued", len(estimates)),
             (unvalued, without),
-            ("rejected", len(outcomes) - without - len(valuations)),
+            ("rejected", len(outcomes) - without - len(estimates)),
         ):
             if count:
                 metrics.samples.labels(source, outcome).inc(count)
-        given = [valuation.values for valuation in valuations]
+        numbers = [estimate.numbers for estimate in estimates]
         for place, (value, percentile) in enumerate(self._values):
-            value.observe([values[place].value for values in given])
-            percentile.observe([values[place].percentile for values in given])
-        metrics.truncated.inc(sum(valuation.truncated for valuation in valuations))
-        metrics.out_of_distribution.inc(sum(v.out_of_distribution for v in valuations))
+            value.observe([one[place] for one in numbers])
+            percentile.observe([one[place - len(self._values)] for one in numbers])
+        metrics.truncated.inc(sum([estimate.truncated for estimate in estimates]))
+        strange = sum([estimate.out_of_distribution for estimate in estimates])
+        metrics.out_of_distribution.inc(strange)

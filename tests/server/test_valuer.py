@@ -7,8 +7,9 @@ from alinfik.server.bundle import Bundle
 from alinfik.server.encode import Encoded
 from alinfik.server.rejection import Rejection
 from alinfik.server.runtime import Output
-from alinfik.server.valuation import Valuer
-from alinfik.v1 import Valuation
+from alinfik.server.valuation import Estimate, valuation
+from alinfik.server.valuer import Valuer
+from alinfik.v1 import Sample, TargetValue
 from tests.tiny_bundle import THRESHOLD, read_manifest
 
 ROW = Encoded(np.array([1, 2, 3]), 1, truncated=True)
@@ -46,17 +47,23 @@ def test_a_value_that_much_of_the_pool_shares_is_above_only_what_is_lower(
     assert percentiles(np.array([[7.0, 7.5]], np.float32)).tolist() == [[25.0, 75.5]]
 
 
-def test_each_row_keeps_its_own_numbers(tiny_bundle: Path) -> None:
+def test_each_row_keeps_its_own_numbers_and_the_name_of_its_sample(tiny_bundle: Path) -> None:
     numbers = output([[1, 2], [3, 4]], [THRESHOLD, THRESHOLD + 1])
-    first, second = valuer(tiny_bundle, [0.0] * 101).valuations([ROW, ROW], numbers)
-    assert isinstance(first, Valuation)
-    assert isinstance(second, Valuation)
-    assert [(v.target, v.value, v.lower, v.upper) for v in second.values] == [
-        ("gsm8k", 3, 2, 4),
-        ("mbpp", 4, 3, 5),
-    ]
-    assert (first.token_count, first.truncated) == (3, True)
-    assert (first.out_of_distribution, second.out_of_distribution) == (False, True)
+    first, second = valuer(tiny_bundle, [float(q) for q in range(101)]).estimates(
+        [ROW, ROW], numbers
+    )
+    assert isinstance(first, Estimate)
+    assert isinstance(second, Estimate)
+    named = valuation(Sample(id="1", provider="p", completion="a"), second)
+    assert (named.sample_id, named.provider) == ("1", "p")
+    assert named.bundle_id == read_manifest(tiny_bundle).bundle_id
+    gsm8k = TargetValue(target="gsm8k", value=3, lower=2, upper=4, percentile=3)
+    mbpp = TargetValue(target="mbpp", value=4, lower=3, upper=5, percentile=4)
+    assert list(named.values) == [gsm8k, mbpp]
+    assert list(valuation(Sample(), second, ["mbpp"]).values) == [mbpp]
+    assert (named.token_count, named.truncated) == (3, True)
+    assert named.out_of_distribution_score == THRESHOLD + 1
+    assert (first.out_of_distribution, named.out_of_distribution) == (False, True)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
@@ -64,5 +71,5 @@ def test_a_number_that_is_not_finite_is_a_rejection_of_its_sample_alone(
     tiny_bundle: Path, bad: float
 ) -> None:
     numbers = output([[1, bad], [1, 1], [1, 1]], [0, 0, bad])
-    valuations = valuer(tiny_bundle, [0.0] * 101).valuations([ROW] * 3, numbers)
-    assert [isinstance(valuation, Rejection) for valuation in valuations] == [True, False, True]
+    estimates = valuer(tiny_bundle, [0.0] * 101).estimates([ROW] * 3, numbers)
+    assert [isinstance(estimate, Rejection) for estimate in estimates] == [True, False, True]
