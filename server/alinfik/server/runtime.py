@@ -65,6 +65,8 @@ class _Session:
         options = _ort.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = _FATAL_ONLY
+        # It would keep a plan of its memory for every shape that a batch has ever had.
+        options.enable_mem_pattern = False
         # A thread that spins while it waits takes the core that the tokenizer and gRPC need.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         providers = ["CPUExecutionProvider"]
