@@ -85,6 +85,15 @@ def test_only_the_targets_asked_for_come_back(tiny_bundle: Path) -> None:
             request = ScoreRequest(samples=[CLIPS], targets=["mbpp"])
             response = await stub.Score(request)
             assert [v.target for v in response.results[0].valuation.values] == ["mbpp"]
+            # The same text, which the server remembers, by another name.
+            again = Sample(
+                id="again", provider="q", prompt=CLIPS.prompt, completion=CLIPS.completion
+            )
+            response = await stub.Score(ScoreRequest(samples=[again]))
+            valuation = response.results[0].valuation
+            assert response.timing.shared_count == 1
+            assert (valuation.sample_id, valuation.provider) == ("again", "q")
+            assert [v.target for v in valuation.values] == ["gsm8k", "mbpp"]
 
     asyncio.run(main())
 

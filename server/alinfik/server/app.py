@@ -33,7 +33,7 @@ _log = structlog.get_logger()
 # what a cheap proxy's sample does.
 ALLOCATIONS = 10_000
 # How long a thread that computes keeps the interpreter from one that waits for it. The event loop
-# waits after every look at its sockets, and a thread that makes valuations would keep it for
+# waits after every look at its sockets, and a thread that makes estimates would keep it for
 # Python's own 5 ms each time: more than all that a call needs otherwise.
 SWITCH_SECONDS = 0.0005
 

@@ -68,7 +68,7 @@ class BoundedProducer(KafkaProducer):
         """Send records, per partition in their order; ``flush`` waits for the answers.
 
         Their sizes must fit the topics. For each record, ``send`` takes locks, makes a future and
-        looks up what is the same for all of a partition: three times the work of writing it.
+        looks up what is the same for all of a partition: more work than writing it is.
         """
         transactional = self.config["transactional_id"] is not None
         places: dict[tuple[str, int], list[int]] = {}

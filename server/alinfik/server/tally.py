@@ -77,6 +77,7 @@ class Tally:
         numbers = [estimate.numbers for estimate in estimates]
         for place, (value, percentile) in enumerate(self._values):
             value.observe([one[place] for one in numbers])
+            # Percentiles come last.
             percentile.observe([one[place - len(self._values)] for one in numbers])
         metrics.truncated.inc(sum([estimate.truncated for estimate in estimates]))
         strange = sum([estimate.out_of_distribution for estimate in estimates])

@@ -15,8 +15,9 @@ from alinfik.v1 import Sample, TargetValue, Valuation
 class Estimate(NamedTuple):
     """What a bundle says of a text, for K targets in the manifest's order; all of it finite.
 
-    On its way to a door it is no message, which takes ten times as long to make and to read; and
-    its numbers are no Python floats, which would take three times the memory in the cache.
+    Nobody changes it, so all who wait for one text share it. On its way to a door it is no message,
+    which takes far longer to make and to read; and its numbers are no Python floats, which would
+    take twice the memory in the cache.
     """
 
     bundle: Bundle
