@@ -4,9 +4,12 @@ Comes in: a text's key and its estimate. Goes out: the estimate, while it is amo
 used. One for each bundle. For one event loop; no locks. Knows nothing of samples' ids and queues.
 """
 
+import struct
+from array import array
 from collections import OrderedDict
 from hashlib import blake2b
 
+from alinfik.server.bundle import Bundle
 from alinfik.server.valuation import Estimate
 from alinfik.v1 import Sample
 
@@ -19,23 +22,37 @@ def content_key(sample: Sample) -> bytes:
     return blake2b(head + sample.completion.encode(), digest_size=16).digest()
 
 
-class Cache:
-    """The last ``limit`` texts' estimates; none where it is 0."""
+# What an estimate has beside its numbers: tokens, strangeness, and two truths.
+_REST = struct.Struct("=Qd??")
 
-    def __init__(self, limit: int) -> None:
+
+class Cache:
+    """The last ``limit`` texts' estimates by ``bundle``; none where it is 0.
+
+    They are kept as bytes: as objects they would take twice the memory.
+    """
+
+    def __init__(self, bundle: Bundle, limit: int) -> None:
+        self._bundle = bundle
         self._limit = limit
-        self._estimates: OrderedDict[bytes, Estimate] = OrderedDict()
+        self._packed: OrderedDict[bytes, bytes] = OrderedDict()
 
     def get(self, key: bytes) -> Estimate | None:
         """The estimate, if it is here; it is then the last one used."""
-        if (estimate := self._estimates.get(key)) is not None:
-            self._estimates.move_to_end(key)
-        return estimate
+        if (packed := self._packed.get(key)) is None:
+            return None
+        self._packed.move_to_end(key)
+        end = len(packed) - _REST.size
+        count, strangeness, truncated, strange = _REST.unpack_from(packed, end)
+        numbers = array("d", packed[:end])
+        return Estimate(self._bundle, numbers, count, truncated, strangeness, strange)
 
     def put(self, key: bytes, estimate: Estimate) -> None:
         """Keep an estimate, and let the one go that was not used for longest."""
         if not self._limit:
             return
-        self._estimates[key] = estimate
-        if len(self._estimates) > self._limit:
-            self._estimates.popitem(last=False)
+        _, numbers, count, truncated, strangeness, strange = estimate
+        rest = _REST.pack(count, strangeness, truncated, strange)
+        self._packed[key] = numbers.tobytes() + rest
+        if len(self._packed) > self._limit:
+            self._packed.popitem(last=False)

@@ -74,7 +74,7 @@ class Engine:
         self._metrics = metrics
         self._tally = Tally(metrics, bundle)
         self._valuer = Valuer(bundle)
-        self._cache = Cache(settings.cache_samples)
+        self._cache = Cache(bundle, settings.cache_samples)
         self._queue: BatchQueue[Job] = BatchQueue()
         self._queued = asyncio.Event()
         # In the queue or in the model, by their texts' keys.

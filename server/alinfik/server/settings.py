@@ -229,7 +229,7 @@ class ServerSettings(BaseSettings):
 
     cache_samples: NonNegativeInt = Field(
         16_384,
-        description="Texts whose estimates are kept in memory, 0.4 kB each, and given "
+        description="Texts whose estimates are kept in memory, 0.3 kB each, and given "
         "again without the model; 0 keeps none. Raise it where providers send the same texts "
         "again.",
     )

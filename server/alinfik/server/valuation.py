@@ -17,7 +17,7 @@ class Estimate(NamedTuple):
 
     Nobody changes it, so all who wait for one text share it. On its way to a door it is no message,
     which takes far longer to make and to read; and its numbers are no Python floats, which would
-    take twice the memory in the cache.
+    take three times the memory.
     """
 
     bundle: Bundle
