@@ -140,6 +140,36 @@ def test_all_layers_know_the_gradients_of_a_layer_after_them(
     torch.testing.assert_close(of_last @ of_last.T, cosines, rtol=1e-3, atol=1e-3)
 
 
+def test_all_layers_tell_positions_of_their_own_and_of_later_errors(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = write_llm(tmp_path / "llm", llama(tied=True))
+    monkeypatch.setattr("alinfik.distill.backbones._FREQUENT", VOCABULARY)
+    backbone = _all_layers(directory)
+    ids = torch.randint(3, VOCABULARY, (2, 7))
+    attention = (torch.arange(7) < torch.tensor([[7], [5]])).long()
+    completion = attention * (torch.arange(7) >= 3)
+    read = backbone(ids, attention, completion)
+    assert read.positions.shape == (2, 7, backbone.position_width)
+    third = backbone.sketch.projected
+    errors, states, later = read.positions[..., : 3 * third].split(third, dim=-1)
+    # A completion's first token is predicted at the position before it; at its last, none is.
+    made = errors.abs().sum(dim=-1) > 0
+    assert made.int().tolist() == [[0, 0, 1, 1, 1, 1, 0], [0, 0, 1, 1, 0, 0, 0]]
+    count = torch.tensor([7.0, 5.0]).reshape(2, 1, 1)
+    after = errors.flip(1).cumsum(dim=1).flip(1) / count
+    torch.testing.assert_close(later, after, atol=1e-5, rtol=1e-4)
+    # Positions' errors and states make the sketch of all.
+    side = third // len(backbone._depths)
+    depth = (errors[..., :side].mT @ states[..., :side]).flatten(1)
+    unit = torch.nn.functional.normalize(depth)
+    torch.testing.assert_close(unit, read.gradients[:, : side * side], atol=1e-5, rtol=1e-4)
+    losses, first = read.positions[..., 3 * third], read.positions[..., 3 * third + 1]
+    of_tokens = read.states[..., -33] * completion
+    torch.testing.assert_close(losses[:, :-1], of_tokens[:, 1:])
+    assert first.nonzero().tolist() == [[0, 0], [1, 0]]
+
+
 def test_unknown_families_are_refused(tiny_llm: Path) -> None:
     llm = Reading(load_fast_tokenizer(str(tiny_llm)).backend_tokenizer, Encoding())
     with pytest.raises(ModelError, match="unknown backbone 'forest'"):

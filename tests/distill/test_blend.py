@@ -38,7 +38,7 @@ def test_network_and_words_together_tell_what_neither_does_alone() -> None:
     fitted = scales.samples.fit_labels(labels)
     said = network(*batch)
     said = replace(said, samples=said.samples - said.samples.mean(dim=0))
-    both, together = blend(network, said, words, found.samples, fitted)
+    both, together = blend(network, said, words, found.samples, scales.samples, fitted)
 
     def agreement(samples: torch.Tensor) -> list[float]:
         return [spearman(samples[:, k].numpy(), labels[:, k]) for k in range(2)]
@@ -52,3 +52,35 @@ def test_network_and_words_together_tell_what_neither_does_alone() -> None:
     wanted = sum(part * share for part, share in zip(parts, both.shares, strict=True))
     torch.testing.assert_close(module.samples, wanted)
     torch.testing.assert_close(module.tokens, network(*batch).tokens)
+
+
+class Tokens(Lengths):
+    """The same, with labels that token values of its own add up to."""
+
+    def __init__(self, labels: torch.Tensor) -> None:
+        super().__init__()
+        self.labels = labels
+
+    def forward(self, input_ids, attention_mask, completion_mask):
+        found = super().forward(input_ids, attention_mask, completion_mask)
+        return replace(found, labels=self.labels)
+
+
+def test_what_token_values_add_up_to_has_a_share_of_its_own() -> None:
+    data = replace(training(), token_values=[])
+    everything = pad(data.samples, range(SAMPLES), 0)
+    batch = everything.input_ids, everything.attention_mask, everything.completion_mask
+    scales = learn_scales(data)
+    words, found = fit_bag(data, scales, [n % 5 for n in range(SAMPLES)], VOCABULARY)
+    # In the label's unit, on whatever scale that is.
+    network = Tokens(torch.tensor(data.labels).float())
+    fitted = scales.samples.fit_labels(data.labels)
+    said = network(*batch)
+    both, together = blend(network, said, words, found.samples, scales.samples, fitted)
+    assert both.shares.shape == (3, 2)
+    assert (both.shares[2] > 0.9).all()
+    torch.testing.assert_close(together.samples, torch.tensor(fitted).float(), rtol=0.1, atol=0.1)
+    fresh = both(*batch).samples
+    wanted = [said.samples, words(*batch).samples, scales.samples.fit(said.labels)]
+    summed = sum(part * share for part, share in zip(wanted, both.shares, strict=True))
+    torch.testing.assert_close(fresh, summed)

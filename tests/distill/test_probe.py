@@ -13,10 +13,12 @@ from alinfik.distill.llm import load_fast_tokenizer
 from alinfik.distill.probe import cross_fit, fit_probes
 from alinfik.distill.proxy import Proxy
 from alinfik.distill.training_data import Training
+from alinfik.distill.values import Sums, TokenSplit
 from alinfik.v1 import Encoding
 from tests.distill.tiny_llm import VOCABULARY, llama, write_llm
 
 _SAMPLES = 300
+SUMS = Sums("position", "mean")
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +51,7 @@ def _found(proxy: Proxy, data: Training) -> tuple[float, np.ndarray]:
     """Rank correlation with labels across folds, and the estimates."""
     scales = Scales(FittedScale(data.labels), None)
     folds = [index % 5 for index in range(_SAMPLES)]
-    estimate = cross_fit(proxy, data, scales, folds, 512, 0).samples.numpy()
+    estimate = cross_fit(proxy, data, scales, folds, SUMS, 512, 0).samples.numpy()
     return float(spearmanr(estimate[:, 0], data.labels[:, 0]).statistic), estimate
 
 
@@ -83,3 +85,31 @@ def test_the_proxy_says_what_the_regressions_do(proxy: Proxy, data: Training) ->
     with torch.no_grad():
         found = proxy(batch.input_ids, batch.attention_mask, batch.completion_mask).samples
     assert spearmanr(found[:, 0], data.labels[:, 0]).statistic > 0.9
+
+
+@pytest.mark.parametrize("split", ["position", "loss"])
+def test_token_values_tell_labels_too(proxy: Proxy, data: Training, split: TokenSplit) -> None:
+    """Values that are a number of the position's error and one of its state."""
+    sums = Sums(split, "mean")
+    ids = pad(data.samples, list(range(_SAMPLES)), 0)
+    batch = ids.input_ids, ids.attention_mask, ids.completion_mask
+    with torch.no_grad():
+        told = sums.told(proxy.backbone(*batch).positions)
+    counted = sums.counted(ids.attention_mask, ids.completion_mask).bool()
+    third = proxy.backbone.sketch.projected
+    shares = told[..., :1] + told[..., third : third + 1]
+    values = [one[mask].double().numpy() for one, mask in zip(shares, counted, strict=True)]
+    labels = np.stack([one.mean(axis=0) for one in values])
+    taught = Training(data.samples, labels, data.families, values, split)
+    scales = Scales(FittedScale(labels), FittedScale(np.concatenate(values)))
+    found = cross_fit(proxy, taught, scales, [n % 5 for n in range(_SAMPLES)], sums, 512, 0)
+    networks = proxy.token_networks
+    with torch.no_grad():
+        estimate = proxy(*batch)
+    proxy.token_networks = None
+    assert networks is not None
+    assert spearmanr(found.labels[:, 0], labels[:, 0]).statistic > 0.6
+    # They say the same where the proxy asks them.
+    mean = sums.reduced(estimate.tokens, counted)
+    torch.testing.assert_close(estimate.labels, mean)
+    assert spearmanr(estimate.labels[:, 0], labels[:, 0]).statistic > 0.6

@@ -136,7 +136,7 @@ class _Sketched(nn.Module):
         self.sketch = GradientSketch(_HIDDEN, 1)
 
     def forward(self, states: Tensor) -> Tensor:
-        return self.sketch(self.layer(states), [self.layer(states)])
+        return self.sketch(self.layer(states), [self.layer(states)]).gradients
 
 
 def test_products_of_our_own_modules_stay_exact(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from google.protobuf import json_format
@@ -239,10 +240,18 @@ def test_labels_without_token_values_cannot_be_explained(
 
 
 def test_the_largest_proxy_of_a_small_model_is_all_of_it(
-    labels_directory: Path, tmp_path: Path
+    labels_directory: Path, labels: Labels, tmp_path: Path
 ) -> None:
     train(Train(labels=labels_directory, out=tmp_path / "b", size="large"))
-    assert read_manifest(tmp_path / "b").proxy.backbone == "layers:3"
+    manifest = read_manifest(tmp_path / "b")
+    assert manifest.proxy.backbone == "layers:3"
+    # Its networks' token values, in the file that explains, add up to what the other one says.
+    rows = labels.rows[:8]
+    values = predict(OnnxModel(tmp_path / "b" / "model.onnx"), labels.samples[:8], 2).value
+    told = [one.values for one in Explainer(tmp_path / "b", manifest).explain(rows)]
+    np.testing.assert_allclose(np.stack(told), values, rtol=1e-4, atol=1e-5 * np.abs(values).max())
+    graph = onnx.load(tmp_path / "b" / "explain.onnx").graph
+    assert any("token_networks" in one.name for one in graph.initializer)
 
 
 @pytest.mark.gpu

@@ -22,7 +22,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrained
 
 from alinfik.distill.llm import ModelError, load_fast_tokenizer
 from alinfik.distill.selection import find_layers
-from alinfik.distill.sketch import GradientSketch
+from alinfik.distill.sketch import GradientSketch, Sketch
 from alinfik.v1 import Encoding
 
 # What `encoder` alone means: from the package that carries it, or else from the hub.
@@ -40,6 +40,9 @@ _LOSS_SHARE = 1 / 6
 _TRIED_TOKENS = 16
 _MOST_AWAY = 1e-2
 
+# So that a sample's count of them is a number like others.
+_MANY_TOKENS = 100
+
 # A state of zeros has no direction.
 _LEAST_SQUARE = 1e-6
 
@@ -54,10 +57,12 @@ class Read:
     Attributes:
         states: [B, T, D].
         gradients: [B, G], what the samples' gradients look like; None where nothing tells.
+        positions: [B, T, I], what tells each position's share of the gradients; likewise.
     """
 
     states: Tensor
     gradients: Tensor | None = None
+    positions: Tensor | None = None
 
 
 class Backbone(nn.Module):
@@ -74,6 +79,7 @@ class Backbone(nn.Module):
         importance: [D], how much each number of a state counts for where all of them are told by a
             few thousand labels; 1 of what is an even share.
         gradient_importance: [G], likewise.
+        position_width: I; 0 where nothing tells of positions.
         learning_rate: what its weights are trained at, if they are.
     """
 
@@ -86,6 +92,7 @@ class Backbone(nn.Module):
         self._depths = sorted({-(-layers // 3), -(-2 * layers // 3), layers})
         self.importance = torch.ones(len(self._depths) * model.config.hidden_size)
         self.gradient_importance = torch.ones(0)
+        self.position_width = 0
 
     @property
     def width(self) -> int:
@@ -131,7 +138,8 @@ class AllLayers(Backbone):
     tokens: e = (mean of W over what was predicted) - W of what came, for the head's rows W, is the
     gradient of a token's loss by the state that it was predicted from. States alone do not hold
     what came. Beside a token's states stand its loss and its e, and a sample has a sketch of its
-    gradients at each depth; see `alinfik.distill.sketch`.
+    gradients at each depth; see `alinfik.distill.sketch`. What reached a position of later tokens'
+    errors went by attention; for want of it, a position is told the sum of them.
 
     Args:
         model: gives hidden states.
@@ -152,14 +160,18 @@ class AllLayers(Backbone):
         # A depth's gradient counts as much as its state.
         share = size * len(self._depths) / self.sketch.width
         self.gradient_importance = torch.full((self.sketch.width,), share)
+        self.position_width = 3 * self.sketch.projected + len(self._depths) + 3
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, completion_mask: Tensor) -> Read:
         """Read a batch."""
         states, last = self.read(input_ids=input_ids, attention_mask=attention_mask)
         loss, error = self._errors(input_ids, _before(last))
-        counted = error * completion_mask.unsqueeze(-1)
-        gradients = self.sketch(counted, [_before(state) for state in states])
-        return Read(torch.cat([*states, loss, error], dim=-1), gradients)
+        counted = torch.cat([error, loss], dim=-1) * completion_mask.unsqueeze(-1)
+        # Where it was made, and not where it showed.
+        made = torch.cat([counted[:, 1:], torch.zeros_like(counted[:, :1])], dim=1)
+        sketch: Sketch = self.sketch(made[..., :-1], states)
+        positions = _told(sketch, made[..., -1:], attention_mask)
+        return Read(torch.cat([*states, loss, error], dim=-1), sketch.gradients, positions)
 
     def _errors(self, input_ids: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
         """Return each token's loss [B, T, 1] and e [B, T, H], predicted from ``before``."""
@@ -301,6 +313,18 @@ def _without_embedding_gradients(model: PreTrainedModel) -> PreTrainedModel:
         if isinstance(module, nn.Embedding):
             module.requires_grad_(requires_grad=False)
     return model
+
+
+def _told(sketch: Sketch, losses: Tensor, attention_mask: Tensor) -> Tensor:
+    """Return [B, T, I], what each position has of a sample's gradients."""
+    count = attention_mask.sum(dim=1, keepdim=True).to(losses.dtype)
+    later = sketch.errors.sum(dim=1, keepdim=True) - sketch.errors.cumsum(dim=1) + sketch.errors
+    of_sample = torch.cat([sketch.norms.log(), count / _MANY_TOKENS], dim=-1)
+    of_sample = of_sample.unsqueeze(1).expand(-1, losses.shape[1], -1)
+    # Attention is drawn to the first, whatever it is.
+    first = (attention_mask.cumsum(dim=1) == 1).to(losses.dtype).unsqueeze(-1)
+    own = [sketch.errors, sketch.states, later / count.unsqueeze(-1), losses, first]
+    return torch.cat([*own, of_sample], dim=-1)
 
 
 def _before(states: Tensor) -> Tensor:

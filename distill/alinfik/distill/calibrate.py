@@ -13,9 +13,8 @@ from torch import Tensor, nn
 
 from alinfik.distill.intervals import Intervals
 from alinfik.distill.proxy import Estimate
-from alinfik.distill.settings import Reduction
 from alinfik.distill.strangeness import Strangeness
-from alinfik.distill.values import TokenSplit
+from alinfik.distill.values import Sums
 
 Floats = NDArray[np.float64]
 
@@ -146,26 +145,18 @@ class TokenModel(nn.Module):
     Args:
         proxy: trained, on token values too.
         scale: of labels.
-        token_scale: of token values.
-        split: over which tokens labels are split.
-        reduction: how token values make a label.
+        token_scale: of the proxy's token values; None where it says them in their unit.
+        sums: how token values make a label.
     """
 
     def __init__(
-        self,
-        proxy: nn.Module,
-        scale: FittedScale,
-        token_scale: FittedScale,
-        *,
-        split: TokenSplit,
-        reduction: Reduction,
+        self, proxy: nn.Module, scale: FittedScale, token_scale: FittedScale | None, sums: Sums
     ) -> None:
         super().__init__()
         self.proxy = proxy
         self.scale = scale
         self.token_scale = token_scale
-        self._split = split
-        self._reduction = reduction
+        self._sums = sums
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, completion_mask: Tensor) -> Tensor:
         """Return token values [B, T, K] that reduce to the value, 0 off the tokens that have one.
@@ -173,15 +164,14 @@ class TokenModel(nn.Module):
         What the estimates of tokens lack to the sample's own is shared out evenly among them.
         """
         estimate: Estimate = self.proxy(input_ids, attention_mask, completion_mask)
-        mask = completion_mask if self._split == "loss" else attention_mask
-        counted = mask.to(torch.float32).unsqueeze(-1)
-        count = counted.sum(dim=1)
-        tokens = self.token_scale.restore(estimate.tokens) * counted
-        mean = self.scale.restore(estimate.samples)
-        if self._reduction == "sum":
-            mean = mean / count
-        lacking = mean - tokens.sum(dim=1) / count
-        return tokens + lacking.unsqueeze(1) * counted
+        counted = self._sums.counted(attention_mask, completion_mask)
+        tokens = estimate.tokens
+        if self.token_scale is not None:
+            tokens = self.token_scale.restore(tokens)
+        lacking = self.scale.restore(estimate.samples) - self._sums.reduced(tokens, counted)
+        if self._sums.reduction == "sum":
+            lacking = lacking / counted.sum(dim=1, keepdim=True)
+        return (tokens + lacking.unsqueeze(1)) * counted.unsqueeze(-1)
 
 
 def described(estimate: Estimate) -> Tensor:

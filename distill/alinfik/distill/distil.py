@@ -15,7 +15,7 @@ from torch import nn
 from alinfik.distill.backbones import Backbone, Reading
 from alinfik.distill.bag import fit_bag
 from alinfik.distill.blend import blend
-from alinfik.distill.calibrate import Scales, ServedModel, TokenModel, described
+from alinfik.distill.calibrate import ServedModel, TokenModel, described
 from alinfik.distill.checkpoint import Checkpoint
 from alinfik.distill.encoding import Encoded, Encoder
 from alinfik.distill.fit import Plan, estimate, fit, learn_scales
@@ -28,6 +28,7 @@ from alinfik.distill.samples import Row
 from alinfik.distill.splits import Parts, folds, known
 from alinfik.distill.strangeness import Strangeness
 from alinfik.distill.training_data import Training
+from alinfik.distill.values import Sums
 from alinfik.distill.words import shuffled
 from alinfik.v1 import LOSS_REDUCTION_MEAN
 
@@ -92,6 +93,8 @@ def distil(
     scales = (scales or learn_scales(known_data)).to(torch.device("cpu"))
     fold = folds(known_data.families, _FOLDS)
     encoder = Encoder(reading.tokenizer, reading.encoding)
+    mean = labels.manifest.labels.loss_reduction == LOSS_REDUCTION_MEAN
+    sums = Sums(labels.token_split, "mean" if mean else "sum")
     # Beside a network, words have no say in what a token is worth.
     taught = scales if network is None else replace(scales, tokens=None)
     words, found = fit_bag(known_data, taught, fold, encoder.vocabulary)
@@ -106,29 +109,21 @@ def distil(
             found = estimate(network, judged_data.samples, plan)
         else:
             on_device = scales.to(choose_device())
-            found = cross_fit(network, known_data, on_device, fold, plan.batch_tokens, plan.pad_id)
+            size = plan.batch_tokens, plan.pad_id
+            found = cross_fit(network, known_data, on_device, fold, sums, *size)
         fitted = scales.samples.fit_labels(data.labels[judged])
-        proxy, found = blend(network, found, words, heard, fitted)
+        proxy, found = blend(network, found, words, heard, scales.samples, fitted)
     values = scales.samples.restore(found.samples).double().numpy()
     residuals = values - data.labels[judged]
     intervals = Intervals(described(found).double().numpy(), values, residuals, fold)
     strangeness = learn_strangeness(encoder, labels.take(rest).rows)
     served = ServedModel(proxy, scales.samples, intervals, strangeness)
-    tokens = _token_model(proxy, scales, labels)
-    return Distilled(served.eval(), tokens and tokens.eval(), reading, data.samples, values)
-
-
-def _token_model(proxy: nn.Module, scales: Scales, labels: Labels) -> TokenModel | None:
-    if scales.tokens is None:
-        return None
-    mean = labels.manifest.labels.loss_reduction == LOSS_REDUCTION_MEAN
-    return TokenModel(
-        proxy,
-        scales.samples,
-        scales.tokens,
-        split=labels.token_split,
-        reduction="mean" if mean else "sum",
-    )
+    tokens = None
+    if scales.tokens is not None:
+        networks = network is not None and network.token_networks is not None
+        token_scale = None if networks else scales.tokens
+        tokens = TokenModel(proxy, scales.samples, token_scale, sums).eval()
+    return Distilled(served.eval(), tokens, reading, data.samples, values)
 
 
 def learn_strangeness(encoder: Encoder, rows: Sequence[Row]) -> Strangeness:

@@ -23,7 +23,9 @@ from alinfik.distill.calibrate import Scales
 from alinfik.distill.llm import choose_dtype
 from alinfik.distill.proxy import Estimate, Pooled, Proxy
 from alinfik.distill.ridge import best_penalties, fit_ridge
+from alinfik.distill.token_networks import fit_token_networks
 from alinfik.distill.training_data import Training, token_targets
+from alinfik.distill.values import Sums
 
 _PENALTIES = np.logspace(0, 6, 13)
 # An input that hardly varies, as the prompt's states where all prompts are alike, varies by
@@ -59,20 +61,26 @@ def cross_fit(
     data: Training,
     scales: Scales,
     folds: Sequence[int],
+    sums: Sums,
     batch_tokens: int,
     pad_id: int,
 ) -> Estimate:
     """Set both by all samples; return what the probe says of each when fitted without its fold.
+
+    Where the backbone tells of positions, networks take the token head's place, and what they say
+    is returned likewise.
 
     Args:
         proxy: untrained but for its probes, on any device.
         data: N samples.
         scales: the scales to estimate on.
         folds: N, the number of each sample's fold.
+        sums: how token values make labels.
         batch_tokens: tokens a batch, padding included.
         pad_id: fills batches up.
     """
-    read = _read(proxy, data, scales, batch_tokens, pad_id)
+    networks = sums if scales.tokens and proxy.backbone.position_width else None
+    read = _read(proxy, data, scales, batch_tokens, pad_id, networks)
     labels = scales.samples.fit_labels(data.labels)
     whole = _Ridge(read.probed, labels, proxy.importance, families=data.families)
     _set(proxy, whole, read.tokens)
@@ -83,7 +91,14 @@ def cross_fit(
         kept = read.probed[~left_out], labels[~left_out]
         rest = _Ridge(*kept, proxy.importance, penalty=whole.penalty)
         estimates[left_out] = rest.predict(read.probed[left_out])
-    return Estimate(torch.tensor(estimates).float(), torch.empty(0), read.features, read.lengths)
+    said = None
+    if networks:
+        device = next(proxy.parameters()).device
+        proxy.token_networks, said = fit_token_networks(
+            read.positions, data, networks, folds, device
+        )
+    samples = torch.tensor(estimates).float()
+    return Estimate(samples, torch.empty(0), read.features, read.lengths, said)
 
 
 @dataclass(frozen=True)
@@ -97,40 +112,58 @@ class _Reading:
     lengths: Tensor
     """[N, 2]"""
     tokens: "_Moments | None"
+    positions: "list[NDArray[np.float16]]"
+    """N of [tokens, I], of the tokens that have values: a kB a token; none unless asked for."""
 
 
 @torch.no_grad()
-def _read(proxy: Proxy, data: Training, scales: Scales, batch_tokens: int, pad_id: int) -> _Reading:
-    """Read all samples once; their tokens' values too, where ``scales`` has a scale for them."""
+def _read(
+    proxy: Proxy,
+    data: Training,
+    scales: Scales,
+    batch_tokens: int,
+    pad_id: int,
+    networks: Sums | None = None,
+) -> _Reading:
+    """Read all samples once; their tokens' values too, where ``scales`` has a scale for them.
+
+    Positions are kept for ``networks``, in place of what the token head takes.
+    """
     device = next(proxy.parameters()).device
     count = len(data.samples)
     probed = torch.zeros(count, proxy.probe.in_features)
     features = torch.zeros(count, proxy.backbone.width)
     lengths = torch.zeros(count, 2)
     tokens = None
-    if scales.tokens:
+    positions = [np.empty((0, 0), np.float16)] * (count if networks else 0)
+    if scales.tokens and not networks:
         tokens = _Moments(proxy.token_head.in_features + 1, len(data.labels[0]), device)
     half = choose_dtype("auto", device) == torch.bfloat16
 
-    def read(batch: Batch) -> tuple[Tensor, Pooled]:
+    def read(batch: Batch) -> tuple[Read, Pooled]:
         here = batch.to(device)
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=half):
             found: Read = proxy.backbone(here.input_ids, here.attention_mask, here.completion_mask)
-        gradients = None if found.gradients is None else found.gradients.float()
-        exact = Read(found.states.float(), gradients)
-        return exact.states, proxy.pooled(exact, here.attention_mask, here.completion_mask)
+        added = (None if one is None else one.float() for one in (found.gradients, found.positions))
+        exact = Read(found.states.float(), *added)
+        return exact, proxy.pooled(exact, here.attention_mask, here.completion_mask)
 
     with progress("read samples", count) as advance:
         for whole in batched_by_length(data.samples, batch_tokens, pad_id):
-            for batch, (states, found) in halve_to_fit(whole, read):
+            for batch, (exact, found) in halve_to_fit(whole, read):
                 probed[batch.indices] = found.probed.cpu()
                 features[batch.indices] = found.mean.cpu()
                 lengths[batch.indices] = found.lengths.cpu()
                 if tokens and scales.tokens:
                     mask, values = token_targets(data, batch)
-                    tokens.add(states[mask.to(device)], scales.tokens.fit(values.to(device)))
+                    tokens.add(exact.states[mask.to(device)], scales.tokens.fit(values.to(device)))
+                if networks and exact.positions is not None:
+                    told = networks.told(exact.positions).half().cpu()
+                    counted = networks.counted(batch.attention_mask, batch.completion_mask).bool()
+                    for row, index in enumerate(batch.indices):
+                        positions[index] = told[row, counted[row]].numpy()
                 advance(len(batch.indices))
-    return _Reading(probed.numpy(), features, lengths, tokens)
+    return _Reading(probed.numpy(), features, lengths, tokens, positions)
 
 
 class _Ridge:

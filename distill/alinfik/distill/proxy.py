@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from alinfik.distill.backbones import Backbone, Read
+from alinfik.distill.token_networks import TokenNetworks
 
 # Width of the pooled features' hidden layer, and of the scalars that describe a sample's length.
 _HIDDEN = 256
@@ -41,15 +42,19 @@ class Estimate:
 
     Attributes:
         samples: [B, K].
-        tokens: [B, T, K], of the tokens that have values; meaningless elsewhere.
+        tokens: [B, T, K], of the tokens that have values, in their unit where networks tell them;
+            meaningless elsewhere.
         features: [B, F], what else describes a sample.
         lengths: [B, 2], logarithms of the completion's and the prompt's tokens, centred.
+        labels: [B, K], in their unit, what the values that networks tell add up to; None where
+            there are none.
     """
 
     samples: Tensor
     tokens: Tensor
     features: Tensor
     lengths: Tensor
+    labels: Tensor | None = None
 
 
 class Proxy(nn.Module):
@@ -82,6 +87,8 @@ class Proxy(nn.Module):
         nn.init.zeros_(self.probe.bias)
         # Set where it is trained: else it corrects nothing, at a price.
         self.correction: Correction | None = None
+        # In place of the token head, where the backbone tells of positions.
+        self.token_networks: TokenNetworks | None = None
 
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor, completion_mask: Tensor
@@ -98,12 +105,12 @@ class Proxy(nn.Module):
         samples = self.probe(pooled.probed)
         if self.correction is not None:
             samples = samples + self.correction(read.states, completion_mask, pooled.probed)
-        return Estimate(
-            samples=samples,
-            tokens=self.token_head(read.states),
-            features=pooled.mean,
-            lengths=pooled.lengths,
-        )
+        rest = pooled.mean, pooled.lengths
+        if self.token_networks is None:
+            return Estimate(samples, self.token_head(read.states), *rest)
+        tokens, sums = self.token_networks(read.positions), self.token_networks.sums
+        labels = sums.reduced(tokens, sums.counted(attention_mask, completion_mask))
+        return Estimate(samples, tokens, *rest, labels)
 
     def pooled(self, read: Read, attention_mask: Tensor, completion_mask: Tensor) -> Pooled:
         """Pool states over completion and prompt."""

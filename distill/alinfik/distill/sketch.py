@@ -14,6 +14,7 @@ In: errors and states. Out: projected gradients. Knows nothing of models.
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +22,22 @@ from torch import Tensor, nn
 # Numbers on either side; with half of them up to a hundredth of rank correlation is lost.
 _SIDE = 64
 _LEAST_NORM = 1e-6
+
+
+class Sketch(NamedTuple):
+    """B samples' gradients, and what each of T positions has of them.
+
+    Attributes:
+        gradients: [B, D R R], each depth's of norm 1.
+        errors: [B, T, D R], projected for each depth.
+        states: [B, T, D R], likewise.
+        norms: [B, D], of each depth's gradient before it is divided by them.
+    """
+
+    gradients: Tensor
+    errors: Tensor
+    states: Tensor
+    norms: Tensor
 
 
 class GradientSketch(nn.Module):
@@ -31,30 +48,40 @@ class GradientSketch(nn.Module):
         depths: D.
 
     Attributes:
-        width: D R R, of what it gives.
+        width: D R R, of a sample's gradients.
+        projected: D R, of a position's errors or states.
     """
 
     def __init__(self, size: int, depths: int) -> None:
         super().__init__()
         side = min(_SIDE, size)
         self.width = depths * side * side
+        self.projected = depths * side
         generator = torch.Generator().manual_seed(0)
         square = torch.randn(2, depths, size, size, generator=generator)
         errors, states = torch.linalg.qr(square).Q[..., :side]
         self.errors = nn.Buffer(errors.contiguous())
         self.states = nn.Buffer(states.contiguous())
 
-    def forward(self, errors: Tensor, states: Sequence[Tensor]) -> Tensor:
-        """Return the sketch [B, D R R], each depth's of norm 1.
+    def forward(self, errors: Tensor, states: Sequence[Tensor]) -> Sketch:
+        """Return the sketch of a batch.
 
         Args:
             errors: [B, T, H], 0 where none counts.
             states: D times [B, T, H], that they are the errors of.
         """
-        sketches: list[Tensor] = []
-        for depth, state in enumerate(states):
-            left, right = errors @ self.errors[depth], state @ self.states[depth]
+        gradients: list[Tensor] = []
+        norms: list[Tensor] = []
+        lefts = [errors @ projection for projection in self.errors]
+        rights = [state @ projection for state, projection in zip(states, self.states, strict=True)]
+        for left, right in zip(lefts, rights, strict=True):
             gradient = (left.mT @ right).flatten(1)
-            norm = gradient.square().sum(dim=1, keepdim=True).sqrt()
-            sketches.append(gradient / norm.clamp(min=_LEAST_NORM))
-        return torch.cat(sketches, dim=1)
+            norm = gradient.square().sum(dim=1, keepdim=True).sqrt().clamp(min=_LEAST_NORM)
+            gradients.append(gradient / norm)
+            norms.append(norm)
+        return Sketch(
+            gradients=torch.cat(gradients, dim=-1),
+            errors=torch.cat(lefts, dim=-1),
+            states=torch.cat(rights, dim=-1),
+            norms=torch.cat(norms, dim=-1),
+        )

@@ -1,15 +1,47 @@
-"""What an engine says of a batch, and what it is asked for."""
+"""What an engine says of a batch, what it is asked for, and how token values make a label."""
 
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+import torch
 from torch import Tensor
 
 from alinfik.distill.batches import Batch
+from alinfik.distill.settings import Reduction
 
 # How a label is split over tokens: by whose loss it is (what stands before it decides), or by
 # position, each position's share of every parameter's gradient (what follows decides too).
 TokenSplit = Literal["loss", "position"]
+
+
+@dataclass(frozen=True)
+class Sums:
+    """How token values make a label.
+
+    Attributes:
+        split: over which tokens.
+        reduction: of their values.
+    """
+
+    split: TokenSplit
+    reduction: Reduction
+
+    def counted(self, attention_mask: Tensor, completion_mask: Tensor) -> Tensor:
+        """Return the mask [B, T] of the tokens that have values."""
+        return completion_mask if self.split == "loss" else attention_mask
+
+    def reduced(self, values: Tensor, counted: Tensor) -> Tensor:
+        """Return labels [B, K] of token values [B, T, K], of those that are counted [B, T]."""
+        mask = counted.to(values.dtype).unsqueeze(-1)
+        total = (values * mask).sum(dim=1)
+        return total / mask.sum(dim=1) if self.reduction == "mean" else total
+
+    def told(self, positions: Tensor) -> Tensor:
+        """Return for every token the position [B, T, I] that its value is told by."""
+        if self.split == "position":
+            return positions
+        # A token's loss is that of the position before it.
+        return torch.cat([torch.zeros_like(positions[:, :1]), positions[:, :-1]], dim=1)
 
 
 @dataclass(frozen=True, slots=True)
