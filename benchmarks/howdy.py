@@ -18,7 +18,7 @@ Rankings, each high where a row is suspected:
 
 Texts are cut to 128 tokens; labels are in bfloat16 where the hardware multiplies it. It takes 16
 minutes on two cores once the proxies are there (`benchmarks.bundles`); `--clean 300` a fifth of
-that, and `--skip-labels`, which leaves out what needs the language model, a minute. A table first,
+that, and `--skip-labels`, which leaves out what the labels' model says, four. A table first,
 and a JSON object as the last line, with for each ranking:
 
     RANKING_auroc      area under the ROC curve; 0.5 by chance                proxy >= 0.95
