@@ -71,6 +71,14 @@ def _all_layers(directory: Path) -> Backbone:
     return backbone
 
 
+@pytest.fixture
+def exact(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Backbone]:
+    """A language model, and all of its layers with expectations over the whole vocabulary."""
+    monkeypatch.setattr("alinfik.distill.backbones._FREQUENT", VOCABULARY)
+    directory = write_llm(tmp_path / "llm", llama(tied=True))
+    return directory, _all_layers(directory)
+
+
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("frequent", [100, VOCABULARY])
 def test_all_layers_tell_the_loss_of_each_token_and_its_gradient(
@@ -113,12 +121,8 @@ def test_all_layers_are_refused_where_logits_are_more_than_a_product(tmp_path: P
         _all_layers(directory)
 
 
-def test_all_layers_know_the_gradients_of_a_layer_after_them(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    directory = write_llm(tmp_path / "llm", llama(tied=True))
-    monkeypatch.setattr("alinfik.distill.backbones._FREQUENT", VOCABULARY)
-    backbone = _all_layers(directory)
+def test_all_layers_know_the_gradients_of_a_layer_after_them(exact: tuple[Path, Backbone]) -> None:
+    directory, backbone = exact
     ids = torch.randint(3, VOCABULARY, (4, 9))
     completion = (torch.arange(9) >= torch.tensor([[4], [6], [1], [8]])).long()
     sketches = backbone(ids, torch.ones_like(ids), completion).gradients
@@ -141,11 +145,9 @@ def test_all_layers_know_the_gradients_of_a_layer_after_them(
 
 
 def test_all_layers_tell_positions_of_their_own_and_of_later_errors(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    exact: tuple[Path, Backbone],
 ) -> None:
-    directory = write_llm(tmp_path / "llm", llama(tied=True))
-    monkeypatch.setattr("alinfik.distill.backbones._FREQUENT", VOCABULARY)
-    backbone = _all_layers(directory)
+    _, backbone = exact
     ids = torch.randint(3, VOCABULARY, (2, 7))
     attention = (torch.arange(7) < torch.tensor([[7], [5]])).long()
     completion = attention * (torch.arange(7) >= 3)

@@ -49,11 +49,9 @@ def test_a_cache_of_none_keeps_none() -> None:
 
 
 def test_where_the_prompt_ends_tells_texts_apart() -> None:
-    keys = {
-        content_key(Sample(prompt=text[:cut], completion=text[cut:]))
-        for text in ("abab",)
-        for cut in range(4)
-    }
+    text = "abab"
+    samples = [Sample(prompt=text[:cut], completion=text[cut:]) for cut in range(4)]
+    keys = {content_key(sample) for sample in samples}
     assert len(keys) == 4
     same = Sample(id="another", prompt="a", completion="bab", provider="else")
     assert content_key(same) in keys

@@ -21,7 +21,7 @@ Floats = NDArray[np.float64]
 
 
 class Blend(nn.Module):
-    """The sum of what a network and a bag say of samples; tokens have the network's values.
+    """The sum of all that is said of samples, by shares; tokens have the network's values.
 
     Args:
         network: for K targets.
