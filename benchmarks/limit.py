@@ -103,9 +103,12 @@ class Alone:
         """Samples a second in the best way, and the time of a full batch in ``way``."""
         best = self._speed(self.best, seconds)
         speed = best if way == self.best else self._speed(way, seconds)
-        batches, (_, workers) = self._batches[way[0]], way
-        samples_per_batch = _tokens(batches) / len(batches) / self._tokens_per_sample
-        return best, workers * samples_per_batch / speed
+        return best, way[1] * self.samples_per_batch(way) / speed
+
+    def samples_per_batch(self, way: Way) -> float:
+        """Samples of mean length in a full batch of ``way``."""
+        batches = self._batches[way[0]]
+        return _tokens(batches) / len(batches) / self._tokens_per_sample
 
     def _speed(self, way: Way, seconds: float) -> float:
         """Samples of mean length a second."""

@@ -9,9 +9,10 @@ One run, eight minutes on two cores, which the server and its load generator sha
     closed loops   `Score` with 1, 8 and 32 samples a request, and `ScoreStream` with 64 a request
                    on one stream and on four; 256 samples being unanswered in all, 128 or 192 where
                    the model takes seconds for as many, and on four streams two requests on each
-    open loops     `Score` at 50, 80 and 300 % of what the closed loop of that size reached, and
-                   with one sample a request at 80 %: Poisson arrivals that wait for nobody, latency
-                   from the moment a request was due, no retries
+    open loops     `Score` with 8 samples a request, or more where the model's full batch has them,
+                   at 50, 80 and 300 % of what the closed loop of that size reached, and with one
+                   sample a request at 80 %: Poisson arrivals that wait for nobody, latency from the
+                   moment a request was due, no retries
 
 `--rounds 3` does all of that three times, and medians count: a machine that is shared changes
 within a measurement too. Texts are real, `fresh.jsonl` of `benchmarks.pool`, and none is sent
@@ -69,8 +70,6 @@ _MOST_IN_FLIGHT = 256
 _IN_FLIGHT_SECONDS = 2.5
 _STREAM_SIZE = 64
 _OPEN_SIZE = 8
-# Past so many calls a second the generator would be what is measured; then requests are larger.
-_OPEN_CALLS = 1000
 _GHZ_SIZE = 32
 # What its file of requests may hold: 40 MB of text.
 _GHZ_SAMPLES = 64_000
@@ -168,9 +167,9 @@ class Bench:
         self._open("soak", self._open_size(), 300, seconds)
 
     def _open_size(self) -> int:
-        """Samples a request of an open loop."""
+        """Samples a request of an open loop: fewer than a batch would measure gRPC alone."""
         size = _OPEN_SIZE
-        while 3 * self.points["stream1"].load.goodput / size > _OPEN_CALLS:
+        while 2 * size <= self._alone.samples_per_batch(self._server.way):
             size *= 2
         return size
 

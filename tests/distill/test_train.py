@@ -13,6 +13,7 @@ import pytest
 import torch
 from google.protobuf import json_format
 from prometheus_client import CollectorRegistry
+from scipy.stats import spearmanr
 from tokenizers import Tokenizer
 
 from alinfik.distill.backbones import Reading, build_backbone
@@ -112,7 +113,19 @@ def test_evaluate_agrees_with_the_bundle_s_own_metrics(
         assert measured.target == recorded.target
         assert measured.spearman == pytest.approx(recorded.spearman, abs=1e-6)
         assert measured.coverage == recorded.coverage
+        assert measured.token_spearman == recorded.token_spearman != 0
         assert measured.tfidf_spearman == pytest.approx(recorded.tfidf_spearman, abs=1e-6)
+
+
+def test_metrics_say_how_explanations_agree_with_labels(bundle: Path, labels: Labels) -> None:
+    held_out = labels.take(split(labels.rows)["held_out"])
+    manifest = read_manifest(bundle)
+    explained = Explainer(bundle, manifest).explain(held_out.rows)
+    found = np.concatenate([one.token_values for one in explained])
+    labelled = np.concatenate(held_out.token_values)
+    for column, metrics in enumerate(manifest.metrics.targets):
+        expected = spearmanr(found[:, column], labelled[:, column]).statistic
+        assert metrics.token_spearman == pytest.approx(expected, abs=1e-3)
 
 
 def test_metrics_say_how_every_provider_and_tenth_fares(bundle: Path, labels: Labels) -> None:

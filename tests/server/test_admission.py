@@ -77,6 +77,41 @@ def test_says_when_to_come_back(admission: Admission) -> None:
     asyncio.run(main())
 
 
+def test_whoever_was_refused_closes_it_until_a_sixteenth_is_free(admission: Admission) -> None:
+    async def main() -> None:
+        let_in = await _admitted(admission, 200_000)
+        assert let_in == 100_000
+        refused = admission.closed()
+        assert refused is not None
+        assert refused.limit == "queue_samples"
+        admission.release(Priority.INTERACTIVE, samples=let_in // 16, tokens=0)
+        assert admission.closed()
+        admission.release(Priority.INTERACTIVE, samples=1, tokens=0)
+        assert admission.closed() is None
+        await admission.samples(1, Priority.INTERACTIVE, wait=False)
+        assert admission.closed() is None, "a queue that nobody was refused by is open"
+
+    asyncio.run(main())
+
+
+def test_a_long_wait_closes_it_and_a_stream_does_not(admission: Admission) -> None:
+    async def main() -> None:
+        await admission.samples(100_000, Priority.STREAM, wait=False)
+        with pytest.raises(QueueFull):
+            await admission.samples(1, Priority.STREAM, wait=False)
+        assert admission.closed() is None
+        for _ in range(50):
+            admission.learn_wait(1000, 2.0, Priority.INTERACTIVE)
+        let_in = await _admitted(admission, 50_000)
+        refused = admission.closed()
+        assert refused is not None
+        assert refused.limit == "queue_seconds"
+        admission.release(Priority.INTERACTIVE, samples=let_in // 8, tokens=0)
+        assert admission.closed() is None
+
+    asyncio.run(main())
+
+
 def test_what_several_engines_hold_is_shown_together(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from functools import partial
 from pathlib import Path
 
 import grpc
@@ -128,6 +129,47 @@ def test_a_call_too_many_is_told_when_to_come_back(slow_bundle: Path) -> None:
             # The server lets go a moment after the caller has its answer.
             while not await succeeds(stub.ListBundles(ListBundlesRequest())):
                 pass
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("another_bundle", [False, True])
+def test_behind_a_full_queue_calls_are_refused_unread(
+    slow_bundle: Path, tiny_bundle: Path, another_bundle: bool
+) -> None:
+    """Unless there is a bundle with room, which a call might be for."""
+    bundles = [slow_bundle, tiny_bundle] if another_bundle else [slow_bundle]
+    full = {"queue_samples": 1, "max_samples_per_request": 1, "batch_tokens": 1}
+
+    async def main() -> None:
+        async with (
+            served(bundles, **full) as (server, stub),
+            grpc.aio.insecure_channel(server.grpc) as channel,
+        ):
+            score = channel.unary_unary("/alinfik.v1.ValuationService/Score")
+            calls: list[asyncio.Future[object]] = []
+            for number, has_come in enumerate(
+                # To the model, into the queue, and to where it finds no room.
+                (
+                    partial(server.registry.get_sample_value, "alinfik_workers_busy"),
+                    partial(server.registry.get_sample_value, "alinfik_queue_samples"),
+                    partial(refused, server, "queue_samples"),
+                )
+            ):
+                request = ScoreRequest(samples=[Sample(completion=f"{number} clips")])
+                calls.append(asyncio.ensure_future(stub.Score(request)))
+                while not has_come():
+                    await asyncio.sleep(0.001)
+            status = await failure(score(b"no message"))
+            if another_bundle:
+                assert status.code == Code.INVALID_ARGUMENT
+            else:
+                assert status.code == Code.RESOURCE_EXHAUSTED
+                assert detail(status, RetryInfo).retry_delay.ToTimedelta().total_seconds() > 0
+                assert refused(server, "queue_samples") == 2
+            ends = await asyncio.gather(*calls, return_exceptions=True)
+            assert [isinstance(end, ScoreResponse) for end in ends] == [True, True, False]
+            assert (await failure(score(b"no message"))).code == Code.INVALID_ARGUMENT
 
     asyncio.run(main())
 

@@ -30,7 +30,7 @@ LONG = "x" * 257
 
 @asynccontextmanager
 async def served(
-    bundle: Path, **flags: object
+    bundle: Path | list[Path], **flags: object
 ) -> AsyncIterator[tuple[Running, ValuationServiceStub]]:
     here = {"listen": "127.0.0.1:0", "metrics": "127.0.0.1:0"}
     async with (

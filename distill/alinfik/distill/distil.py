@@ -17,7 +17,7 @@ from alinfik.distill.bag import fit_bag
 from alinfik.distill.blend import blend
 from alinfik.distill.calibrate import ServedModel, TokenModel, described
 from alinfik.distill.checkpoint import Checkpoint
-from alinfik.distill.encoding import Encoded, Encoder
+from alinfik.distill.encoding import Encoder
 from alinfik.distill.fit import Plan, estimate, fit, learn_scales
 from alinfik.distill.intervals import Intervals
 from alinfik.distill.labels import Labels
@@ -46,7 +46,7 @@ class Distilled:
         served: what is served.
         tokens: what explains it; None where labels have no token values.
         reading: how both read.
-        samples: every labelled sample as they read it.
+        data: every labelled sample as they read it.
         unfitted: what the proxy says, in the label's unit, of M samples that are not held out and
             that it was not fitted to when it said so, [M, K].
     """
@@ -54,7 +54,7 @@ class Distilled:
     served: ServedModel
     tokens: TokenModel | None
     reading: Reading
-    samples: Sequence[Encoded]
+    data: Training
     unfitted: Floats
 
 
@@ -123,7 +123,7 @@ def distil(
         networks = network is not None and network.token_networks is not None
         token_scale = None if networks else scales.tokens
         tokens = TokenModel(proxy, scales.samples, token_scale, sums).eval()
-    return Distilled(served.eval(), tokens, reading, data.samples, values)
+    return Distilled(served.eval(), tokens, reading, data, values)
 
 
 def learn_strangeness(encoder: Encoder, rows: Sequence[Row]) -> Strangeness:

@@ -39,6 +39,10 @@ def evaluate(bundle: Path, labels_directory: Path, report: Path) -> Metrics:
     metrics = measure(predictions, unseen, fitted)
     metrics.export_error = manifest.metrics.export_error
     metrics.int8_spearman = manifest.metrics.int8_spearman
+    if not other_pool:
+        # Of the same samples. The labels' tokens may not be the proxy's, to measure it here.
+        for target, own in zip(metrics.targets, manifest.metrics.targets, strict=True):
+            target.token_spearman = own.token_spearman
     manifest.metrics.CopyFrom(metrics)
     explainer = Explainer(bundle, manifest) if EXPLAIN in manifest.files else None
     report.parent.mkdir(parents=True, exist_ok=True)

@@ -10,9 +10,10 @@ from alinfik.command import CommandError, progress
 from alinfik.distill.baselines import length_scores, tfidf_scores
 from alinfik.distill.batches import batched_by_length
 from alinfik.distill.encoding import Encoded
-from alinfik.distill.export import OnnxModel
+from alinfik.distill.export import OnnxModel, TokenOnnxModel
 from alinfik.distill.labels import Labels
 from alinfik.distill.ranks import pearson, spearman
+from alinfik.distill.training_data import Training, token_targets
 from alinfik.v1 import Metrics, ProviderMetrics, TargetMetrics
 
 Floats = NDArray[np.float64]
@@ -107,6 +108,26 @@ def measure(predictions: Predictions, labels: Labels, training: Labels | None) -
         found.providers.extend(_measure_providers(predictions.of(column), labels, column))
         metrics.targets.append(found)
     return metrics
+
+
+def measure_tokens(model: TokenOnnxModel, data: Training, pad_id: int) -> list[float]:
+    """Rank correlation of token values with the labels' own, over all tokens, of each target.
+
+    Args:
+        model: what explains values.
+        data: samples that it was not fitted to, with token values.
+        pad_id: that fills its batches.
+    """
+    found: list[Floats] = []
+    labelled: list[Floats] = []
+    with progress("explain held-out samples", len(data.samples)) as advance:
+        for batch in batched_by_length(data.samples, padded_tokens=2048, pad_id=pad_id):
+            mask, values = token_targets(data, batch)
+            found.append(model.run(batch)[mask.numpy()].astype(np.float64))
+            labelled.append(values.double().numpy())
+            advance(len(batch.indices))
+    ours, theirs = np.concatenate(found), np.concatenate(labelled)
+    return [spearman(one, other) for one, other in zip(ours.T, theirs.T, strict=True)]
 
 
 def agreement(first: Predictions, second: Predictions) -> float:

@@ -20,11 +20,24 @@ from alinfik.distill.disk import check_place
 from alinfik.distill.distil import Distilled, distil
 from alinfik.distill.encoding import Encoded, Encoder
 from alinfik.distill.explain import Explainer
-from alinfik.distill.export import OnnxModel, export_error, export_onnx, export_tokens
+from alinfik.distill.export import (
+    OnnxModel,
+    TokenOnnxModel,
+    export_error,
+    export_onnx,
+    export_tokens,
+)
 from alinfik.distill.fit import Plan
 from alinfik.distill.labels import Labels, read_labels
 from alinfik.distill.llm import load_fast_tokenizer, model_source, public_name
-from alinfik.distill.measure import FEWEST_MEASURED, Predictions, agreement, measure, predict
+from alinfik.distill.measure import (
+    FEWEST_MEASURED,
+    Predictions,
+    agreement,
+    measure,
+    measure_tokens,
+    predict,
+)
 from alinfik.distill.quantise import AGREEMENT_LIMIT, quantise
 from alinfik.distill.report import write_report
 from alinfik.distill.rows import Row
@@ -171,20 +184,25 @@ def _write_bundle(
     distilled: Distilled,
 ) -> None:
     """Export, check and measure the model; write all files, the manifest last."""
-    reading, served, samples = distilled.reading, distilled.served, distilled.samples
+    reading, served, samples = distilled.reading, distilled.served, distilled.data.samples
     pad_id = reading.encoding.pad_id
     held_out = parts["held_out"]
     probe = pad(samples, held_out[:_PROBE_SAMPLES], pad_id)
     export_onnx(served, probe, directory / files.MODEL)
     onnx = OnnxModel(directory / files.MODEL)
     error = export_error(served, onnx, probe)
+    of_tokens = [0.0] * len(labels.names)
     if distilled.tokens is not None:
         export_tokens(distilled.tokens, probe, directory / files.EXPLAIN)
+        explaining = TokenOnnxModel(directory / files.EXPLAIN)
+        of_tokens = measure_tokens(explaining, distilled.data.take(held_out), pad_id)
 
     unseen, unseen_samples = labels.take(held_out), [samples[index] for index in held_out]
     predictions = predict(onnx, unseen_samples, pad_id)
     metrics = measure(predictions, unseen, labels.take(known(parts)))
     metrics.export_error = error
+    for target, found in zip(metrics.targets, of_tokens, strict=True):
+        target.token_spearman = found
     # 8 bits quicken matrix products, of which a bag has none.
     if not isinstance(served.proxy, Bag):
         metrics.int8_spearman = _quantised(directory, unseen_samples, pad_id, predictions)

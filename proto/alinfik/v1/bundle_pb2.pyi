@@ -507,6 +507,7 @@ class TargetMetrics(_message.Message):
     TENTH_COVERAGE_FIELD_NUMBER: _builtins.int
     CEILING_SPEARMAN_FIELD_NUMBER: _builtins.int
     PROVIDERS_FIELD_NUMBER: _builtins.int
+    TOKEN_SPEARMAN_FIELD_NUMBER: _builtins.int
     target: _builtins.str
     spearman: _builtins.float
     pearson: _builtins.float
@@ -528,6 +529,10 @@ class TargetMetrics(_message.Message):
     """Mean width of the intervals over that of intervals of one width which cover as many labels."""
     ceiling_spearman: _builtins.float
     """`Target.ceiling_spearman`: what `spearman` could be."""
+    token_spearman: _builtins.float
+    """Spearman of token values: those that explain the proxy's values, with the labels' own, over all
+    tokens of the held-out samples. Zero where labels have none, or another pool was measured.
+    """
     @_builtins.property
     def tenth_coverage(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
         """Share of labels inside their intervals by tenth of the values, lowest first."""
@@ -551,10 +556,11 @@ class TargetMetrics(_message.Message):
         tenth_coverage: _abc.Iterable[_builtins.float] | None = ...,
         ceiling_spearman: _builtins.float = ...,
         providers: _abc.Iterable[Global___ProviderMetrics] | None = ...,
+        token_spearman: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["ceiling_spearman", b"ceiling_spearman", "coverage", b"coverage", "length_spearman", b"length_spearman", "pearson", b"pearson", "providers", b"providers", "relative_width", b"relative_width", "spearman", b"spearman", "target", b"target", "tenth_coverage", b"tenth_coverage", "tfidf_spearman", b"tfidf_spearman", "top_tenth_ndcg", b"top_tenth_ndcg", "top_tenth_overlap", b"top_tenth_overlap"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ceiling_spearman", b"ceiling_spearman", "coverage", b"coverage", "length_spearman", b"length_spearman", "pearson", b"pearson", "providers", b"providers", "relative_width", b"relative_width", "spearman", b"spearman", "target", b"target", "tenth_coverage", b"tenth_coverage", "tfidf_spearman", b"tfidf_spearman", "token_spearman", b"token_spearman", "top_tenth_ndcg", b"top_tenth_ndcg", "top_tenth_overlap", b"top_tenth_overlap"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

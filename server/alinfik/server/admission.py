@@ -1,7 +1,8 @@
 """Who is let into the queue, and who is told to come back when.
 
 Comes in: demands for room, by priority; how quick the model is, and how long those waited who were
-let in. Goes out: room, first come, first served, or ``QueueFull``. For one event loop; no locks.
+let in. Goes out: room, first come, first served, or ``QueueFull``; and, past a first refusal,
+whether the next demand is worth reading. For one event loop; no locks.
 Knows nothing of what waits and of batches.
 """
 
@@ -24,6 +25,9 @@ _RETRY_SECONDS = 0.05, 30.0
 _SPEED_WEIGHT = 0.1
 # Of the longest wait that is taken: who waited as long waited for others, and not for a thread.
 _TELLING_SHARE = 0.1
+# Whoever comes after one that was refused is too, until less than this share of every bound is
+# taken: to read each request only to find room for the smallest costs more than to value some.
+_REOPENING_SHARE = 15 / 16
 
 
 class QueueFull(Exception):  # noqa: N818 - the name that asyncio's and queue's users know
@@ -58,6 +62,8 @@ class Admission:
         self._samples = {priority: Bound(settings.queue_samples) for priority in Priority}
         self._tokens = {priority: Bound(settings.queue_tokens) for priority in Priority}
         self._shown = 0, 0
+        # By which interactive calls were last refused, until there is room again.
+        self._closed_by: Limit | None = None
         self.tokens_per_second = 1.0
         """Of the model, as far as is known."""
         # Of all the server, which may be slower than its model: infinite until something waits.
@@ -71,8 +77,11 @@ class Admission:
                 false.
         """
         if not wait and self._wait_seconds(priority) > self._most_seconds:
-            raise self._full("queue_seconds")
-        await self._admit("queue_samples", self._samples[priority], count, wait=wait)
+            raise self._refuse("queue_seconds", priority)
+        if wait:
+            await self._samples[priority].acquire(count)
+        elif not self._samples[priority].try_acquire(count):
+            raise self._refuse("queue_samples", priority)
 
     async def tokens(self, count: int, priority: Priority, *, wait: bool) -> None:
         """Take room for tokens, as ``samples`` does for samples, however long they will wait.
@@ -86,7 +95,16 @@ class Admission:
         """
         if not wait and count > (most := self._tokens[priority].limit):
             raise OversizedError(count, most)
-        await self._admit("queue_tokens", self._tokens[priority], count, wait=wait)
+        if wait:
+            await self._tokens[priority].acquire(count)
+        elif not self._tokens[priority].try_acquire(count):
+            raise self._refuse("queue_tokens", priority)
+
+    def closed(self) -> QueueFull | None:
+        """What an interactive call is to hear before its request is read; None if there is room."""
+        if self._closed_by and self._taken_share() < _REOPENING_SHARE:
+            self._closed_by = None
+        return self._full(self._closed_by) if self._closed_by else None
 
     def release(self, priority: Priority, *, samples: int, tokens: int) -> None:
         """Give room back."""
@@ -125,11 +143,16 @@ class Admission:
         self._metrics.queue_tokens.inc(tokens - self._shown[1])
         self._shown = samples, tokens
 
-    async def _admit(self, limit: Limit, bound: Bound, units: int, *, wait: bool) -> None:
-        if wait:
-            await bound.acquire(units)
-        elif not bound.try_acquire(units):
-            raise self._full(limit)
+    def _taken_share(self) -> float:
+        """Of the interactive bounds, of which most is taken."""
+        bounds = (held[Priority.INTERACTIVE] for held in (self._samples, self._tokens))
+        waited = self._wait_seconds(Priority.INTERACTIVE) / self._most_seconds
+        return max(waited, *(bound.held / bound.limit for bound in bounds))
+
+    def _refuse(self, limit: Limit, priority: Priority) -> QueueFull:
+        if priority is Priority.INTERACTIVE:
+            self._closed_by = limit
+        return self._full(limit)
 
     def _full(self, limit: Limit) -> QueueFull:
         least, most = _RETRY_SECONDS

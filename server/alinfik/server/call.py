@@ -41,9 +41,10 @@ class Job:
         self.length = len(self.encoded)
 
     def settle(self, outcome: Outcome) -> None:
-        """Give every waiter the outcome."""
+        """Give every waiter the outcome, and forget them: they know this job, and would keep it."""
         for call, place in self.waiters:
             call.settle(place, outcome)
+        self.waiters.clear()
 
     def abandon(self, call: "Call") -> bool:
         """Forget that ``call`` waits; say whether nobody does now."""

@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 import grpc
 import structlog
 from google.rpc.code_pb2 import INTERNAL, Code
-from grpc.aio import InternalError, ServicerContext
+from grpc.aio import AbortError, InternalError, ServicerContext
 from grpc_status import rpc_status
 from structlog.contextvars import bound_contextvars
 
@@ -79,7 +79,11 @@ class Calls:
                     _log.error("call failed", error=status.message)
                 end = rpc_status.to_status(status)  # pyright: ignore[reportUnknownMemberType] - untyped
                 named = (*end.trailing_metadata, (REQUEST_ID, request_id))
-                await context.abort(end.code, end.details, named)
+                try:
+                    await context.abort(end.code, end.details, named)
+                except AbortError as aborted:
+                    _forget_at_the_end(aborted, error)
+                    raise
             finally:
                 self._metrics.requests.labels(method, code).inc()
                 set_status(code, message)
@@ -103,6 +107,22 @@ class Calls:
     async def wait_idle(self) -> None:
         """Wait until no call is in flight."""
         await self._idle.wait()
+
+
+def _forget_at_the_end(aborted: AbortError, error: Exception) -> None:
+    """Cut circles that would keep a refused request until the interpreter looks for such.
+
+    gRPC keeps its exception in the call, the exception the frames that it has passed, and these the
+    call and its request.
+    """
+
+    def forget(_task: asyncio.Task[Any]) -> None:
+        aborted.__context__ = None
+        for one in (aborted, error):
+            one.with_traceback(None)
+
+    if task := asyncio.current_task():
+        task.add_done_callback(forget)
 
 
 def _request_id(context: ServicerContext[Any, Any]) -> str:

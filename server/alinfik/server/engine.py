@@ -153,6 +153,10 @@ class Engine:
         self.explainer.close()
         self._running.shutdown(wait=False)
 
+    def closed(self) -> QueueFull | None:
+        """What an interactive call is to hear before its request is read; None if there is room."""
+        return self._admission.closed()
+
     async def score(
         self,
         samples: Sequence[Sample],

@@ -1,15 +1,18 @@
 """The bounds on what callers may send and have under way at once.
 
 Comes in: settings, requests, calls. Goes out: what fits; the rest is refused and counted by the
-bound that it was past. Knows nothing of the queue, whose bounds the engine keeps.
+bound that it was past. The engine keeps the queue's bounds; where there is no room in it, a call is
+told here, before it is read.
 """
 
 import asyncio
+from collections.abc import Callable
 from contextlib import ExitStack
 
 import grpc
 from grpc.aio import ServerInterceptor
 
+from alinfik.server.admission import QueueFull
 from alinfik.server.bound import Bound
 from alinfik.server.calls import Calls, Continuation, Handler, method_of_ours
 from alinfik.server.errors import InvalidRequestError, LimitError
@@ -59,9 +62,16 @@ class Limits(ServerInterceptor):
         settings: the bounds.
         metrics: where to show and count.
         calls: ends the calls that are refused.
+        closed: says whether the queue takes no more of a ``Score``.
     """
 
-    def __init__(self, settings: ServerSettings, metrics: Metrics, calls: Calls) -> None:
+    def __init__(
+        self,
+        settings: ServerSettings,
+        metrics: Metrics,
+        calls: Calls,
+        closed: Callable[[], QueueFull | None],
+    ) -> None:
         self._most_samples = settings.max_samples_per_request
         self._most_explained = settings.max_explained_samples
         self._most_bytes = settings.max_request_bytes
@@ -70,6 +80,7 @@ class Limits(ServerInterceptor):
         self._open_explains = Bound(settings.max_explains)
         self._refused = metrics.refused
         self._calls = calls
+        self._closed = closed
         for limit, setting in LIMITS.items():
             metrics.limit.labels(limit).set(getattr(settings, setting))
         for limit in _REFUSING:
@@ -119,6 +130,9 @@ class Limits(ServerInterceptor):
         task = asyncio.current_task()
         if handler is None or task is None or method is None:
             return handler
+        if method == "Score" and (full := self._closed()):
+            self._refused.labels(full.limit).inc()
+            return self._calls.refusal(method, full)
         bounds = [("calls", self._open_calls)]
         if handler.request_streaming:
             bounds.append(("streams", self._open_streams))

@@ -57,8 +57,9 @@ class Metrics:
         self.samples = Counter(
             "alinfik_samples",
             "Samples by front door (grpc, kafka) and outcome: valued; rejected, the sample's "
-            "fault; refused, no room; dropped, the deadline passed or the caller left; failed, "
-            "the server's fault. One from Kafka that is not valued is tried and counted again.",
+            "fault; refused, no room, but not those of a call that is refused before it is read; "
+            "dropped, the deadline passed or the caller left; failed, the server's fault. One from "
+            "Kafka that is not valued is tried and counted again.",
             ["source", "outcome"],
             registry=registry,
         )

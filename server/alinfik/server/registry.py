@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 
 import structlog
 
+from alinfik.server.admission import QueueFull
 from alinfik.server.batching import Priority
 from alinfik.server.bundle import Bundle
 from alinfik.server.engine import Engine, NotRunningError, Scored
@@ -189,6 +190,18 @@ class Registry:
             loaded.calls -= 1
             if not loaded.calls:
                 loaded.idle.set()
+
+    def closed(self) -> QueueFull | None:
+        """What an interactive call is to hear before its request is read.
+
+        It may be for any bundle but the shadow; None while one of them has room.
+        """
+        refusals = [
+            loaded.engine.closed()
+            for bundle_id, loaded in self._loaded.items()
+            if bundle_id != self.shadow_id
+        ]
+        return refusals[0] if refusals and all(refusals) else None
 
     async def score(
         self,
