@@ -78,10 +78,7 @@ class Admission:
         """
         if not wait and self._wait_seconds(priority) > self._most_seconds:
             raise self._refuse("queue_seconds", priority)
-        if wait:
-            await self._samples[priority].acquire(count)
-        elif not self._samples[priority].try_acquire(count):
-            raise self._refuse("queue_samples", priority)
+        await self._admit("queue_samples", self._samples, count, priority, wait=wait)
 
     async def tokens(self, count: int, priority: Priority, *, wait: bool) -> None:
         """Take room for tokens, as ``samples`` does for samples, however long they will wait.
@@ -95,10 +92,7 @@ class Admission:
         """
         if not wait and count > (most := self._tokens[priority].limit):
             raise OversizedError(count, most)
-        if wait:
-            await self._tokens[priority].acquire(count)
-        elif not self._tokens[priority].try_acquire(count):
-            raise self._refuse("queue_tokens", priority)
+        await self._admit("queue_tokens", self._tokens, count, priority, wait=wait)
 
     def closed(self) -> QueueFull | None:
         """What an interactive call is to hear before its request is read; None if there is room."""
@@ -142,6 +136,20 @@ class Admission:
         self._metrics.queue_samples.inc(samples - self._shown[0])
         self._metrics.queue_tokens.inc(tokens - self._shown[1])
         self._shown = samples, tokens
+
+    async def _admit(
+        self,
+        limit: Limit,
+        bounds: Mapping[Priority, Bound],
+        units: int,
+        priority: Priority,
+        *,
+        wait: bool,
+    ) -> None:
+        if wait:
+            await bounds[priority].acquire(units)
+        elif not bounds[priority].try_acquire(units):
+            raise self._refuse(limit, priority)
 
     def _taken_share(self) -> float:
         """Of the interactive bounds, of which most is taken."""
