@@ -81,15 +81,15 @@ def test_whoever_was_refused_closes_it_until_a_sixteenth_is_free(admission: Admi
     async def main() -> None:
         let_in = await _admitted(admission, 200_000)
         assert let_in == 100_000
-        refused = admission.closed()
+        refused = admission.refusal()
         assert refused is not None
         assert refused.limit == "queue_samples"
         admission.release(Priority.INTERACTIVE, samples=let_in // 16, tokens=0)
-        assert admission.closed()
+        assert admission.refusal()
         admission.release(Priority.INTERACTIVE, samples=1, tokens=0)
-        assert admission.closed() is None
+        assert admission.refusal() is None
         await admission.samples(1, Priority.INTERACTIVE, wait=False)
-        assert admission.closed() is None, "a queue that nobody was refused by is open"
+        assert admission.refusal() is None, "a queue that nobody was refused by is open"
 
     asyncio.run(main())
 
@@ -99,15 +99,15 @@ def test_a_long_wait_closes_it_and_a_stream_does_not(admission: Admission) -> No
         await admission.samples(100_000, Priority.STREAM, wait=False)
         with pytest.raises(QueueFull):
             await admission.samples(1, Priority.STREAM, wait=False)
-        assert admission.closed() is None
+        assert admission.refusal() is None
         for _ in range(50):
             admission.learn_wait(1000, 2.0, Priority.INTERACTIVE)
         let_in = await _admitted(admission, 50_000)
-        refused = admission.closed()
+        refused = admission.refusal()
         assert refused is not None
         assert refused.limit == "queue_seconds"
         admission.release(Priority.INTERACTIVE, samples=let_in // 8, tokens=0)
-        assert admission.closed() is None
+        assert admission.refusal() is None
 
     asyncio.run(main())
 

@@ -21,9 +21,9 @@ _CALLS = 20
 
 
 @contextmanager
-def circles() -> Generator[list[object]]:
+def circles() -> Generator[list[str]]:
     """What of ours, or of calls' frames, a block leaves to the collector; known at its end."""
-    found: list[object] = []
+    found: list[str] = []
     gc.collect()
     gc.freeze()
     gc.disable()
@@ -98,11 +98,14 @@ def test_calls_leave_no_circles(
     async def main() -> None:
         bounds = {"queue_samples": 2, "max_samples_per_request": 2}
         async with served(tiny_bundle, **bounds) as (_, stub):
+            idle = len(asyncio.all_tasks())
             await call(stub, 0)
             with circles() as found:
                 codes = {await call(stub, number) for number in range(1, 1 + _CALLS)}
-                # The server's side of the last one ends a moment later.
-                await asyncio.sleep(0.05)
+                async with asyncio.timeout(10):
+                    # The server's side of the last one ends a moment later.
+                    while len(asyncio.all_tasks()) > idle:
+                        await asyncio.sleep(0.001)
             assert ends in codes
             assert found == []
 

@@ -72,7 +72,7 @@ class ValuationServiceServicer:
 
     def Score(self, request, context):
         """Values a batch. INVALID_ARGUMENT names the bad fields, forty at most; RESOURCE_EXHAUSTED with
-        RetryInfo means that the queue is full and nothing was done.
+        RetryInfo means that the queue is full and nothing was done: a bad field may go untold then.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

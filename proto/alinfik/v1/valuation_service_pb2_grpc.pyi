@@ -38,7 +38,7 @@ class ValuationServiceStub:
     def __new__(cls, channel: _aio.Channel) -> ValuationServiceAsyncStub: ...
     Score: _grpc.UnaryUnaryMultiCallable[_valuation_service_pb2.ScoreRequest, _valuation_service_pb2.ScoreResponse]
     """Values a batch. INVALID_ARGUMENT names the bad fields, forty at most; RESOURCE_EXHAUSTED with
-    RetryInfo means that the queue is full and nothing was done.
+    RetryInfo means that the queue is full and nothing was done: a bad field may go untold then.
     """
     ScoreStream: _grpc.StreamStreamMultiCallable[_valuation_service_pb2.ScoreRequest, _valuation_service_pb2.ScoreResponse]
     """One response a request, in the order of the requests. A bad sample gets its own status and does
@@ -65,7 +65,7 @@ class ValuationServiceAsyncStub(ValuationServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     Score: _aio.UnaryUnaryMultiCallable[_valuation_service_pb2.ScoreRequest, _valuation_service_pb2.ScoreResponse]  # type: ignore[assignment]
     """Values a batch. INVALID_ARGUMENT names the bad fields, forty at most; RESOURCE_EXHAUSTED with
-    RetryInfo means that the queue is full and nothing was done.
+    RetryInfo means that the queue is full and nothing was done: a bad field may go untold then.
     """
     ScoreStream: _aio.StreamStreamMultiCallable[_valuation_service_pb2.ScoreRequest, _valuation_service_pb2.ScoreResponse]  # type: ignore[assignment]
     """One response a request, in the order of the requests. A bad sample gets its own status and does
@@ -95,7 +95,7 @@ class ValuationServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_valuation_service_pb2.ScoreResponse, _abc.Awaitable[_valuation_service_pb2.ScoreResponse]]:
         """Values a batch. INVALID_ARGUMENT names the bad fields, forty at most; RESOURCE_EXHAUSTED with
-        RetryInfo means that the queue is full and nothing was done.
+        RetryInfo means that the queue is full and nothing was done: a bad field may go untold then.
         """
 
     @_abc_1.abstractmethod

@@ -94,7 +94,7 @@ class Admission:
             raise OversizedError(count, most)
         await self._admit("queue_tokens", self._tokens, count, priority, wait=wait)
 
-    def closed(self) -> QueueFull | None:
+    def refusal(self) -> QueueFull | None:
         """What an interactive call is to hear before its request is read; None if there is room."""
         if self._closed_by and self._taken_share() < _REOPENING_SHARE:
             self._closed_by = None

@@ -153,9 +153,9 @@ class Engine:
         self.explainer.close()
         self._running.shutdown(wait=False)
 
-    def closed(self) -> QueueFull | None:
+    def refusal(self) -> QueueFull | None:
         """What an interactive call is to hear before its request is read; None if there is room."""
-        return self._admission.closed()
+        return self._admission.refusal()
 
     async def score(
         self,

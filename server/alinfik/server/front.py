@@ -69,7 +69,7 @@ class Front:
         self._ready = metrics.ready
         self._credentials = server_credentials(settings)
         self._calls = Calls(metrics)
-        limits = Limits(settings, metrics, self._calls, registry.closed)
+        limits = Limits(settings, metrics, self._calls, registry.refusal)
         self._service = ValuationService(settings, registry, metrics, self._calls, limits)
         self._admin = BundleService(registry, settings.bundle_root, self._calls)
         # The package ships no types.

@@ -62,7 +62,7 @@ class Limits(ServerInterceptor):
         settings: the bounds.
         metrics: where to show and count.
         calls: ends the calls that are refused.
-        closed: says whether the queue takes no more of a ``Score``.
+        refusal: what a ``Score`` is refused with, unread; None where there is room.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class Limits(ServerInterceptor):
         settings: ServerSettings,
         metrics: Metrics,
         calls: Calls,
-        closed: Callable[[], QueueFull | None],
+        refusal: Callable[[], QueueFull | None],
     ) -> None:
         self._most_samples = settings.max_samples_per_request
         self._most_explained = settings.max_explained_samples
@@ -80,7 +80,7 @@ class Limits(ServerInterceptor):
         self._open_explains = Bound(settings.max_explains)
         self._refused = metrics.refused
         self._calls = calls
-        self._closed = closed
+        self._refusal = refusal
         for limit, setting in LIMITS.items():
             metrics.limit.labels(limit).set(getattr(settings, setting))
         for limit in _REFUSING:
@@ -130,7 +130,7 @@ class Limits(ServerInterceptor):
         task = asyncio.current_task()
         if handler is None or task is None or method is None:
             return handler
-        if method == "Score" and (full := self._closed()):
+        if method == "Score" and (full := self._refusal()):
             self._refused.labels(full.limit).inc()
             return self._calls.refusal(method, full)
         bounds = [("calls", self._open_calls)]

@@ -191,13 +191,13 @@ class Registry:
             if not loaded.calls:
                 loaded.idle.set()
 
-    def closed(self) -> QueueFull | None:
+    def refusal(self) -> QueueFull | None:
         """What an interactive call is to hear before its request is read.
 
         It may be for any bundle but the shadow; None while one of them has room.
         """
         refusals = [
-            loaded.engine.closed()
+            loaded.engine.refusal()
             for bundle_id, loaded in self._loaded.items()
             if bundle_id != self.shadow_id
         ]

@@ -206,7 +206,8 @@ class ServerSettings(BaseSettings):
     queue_samples: PositiveInt = Field(
         4096,
         description="Most samples that wait, for interactive calls and for streams each. When "
-        "full, Score fails with RESOURCE_EXHAUSTED and streams wait. Lower it to shorten the wait.",
+        "full, and until a sixteenth is free again, Score fails with RESOURCE_EXHAUSTED; streams "
+        "wait. Lower it to shorten the wait.",
     )
     queue_tokens: PositiveInt = Field(
         524_288,
