@@ -78,7 +78,7 @@ def fidelity(family: str, labels: Labels, parts: Parts, held_out: Labels) -> lis
     """Return the rank correlation with held-out labels of a proxy of these parts, by target."""
     source = model_source(labels.model)
     llm = Reading(load_fast_tokenizer(source).backend_tokenizer, labels.manifest.encoding)
-    backbone, reading = build_backbone(family, source, llm)
+    backbone, reading = build_backbone(family, source, llm, labels.kernel)
     settings = Train.model_fields
     plan = Plan(
         epochs=settings["epochs"].default,

@@ -1,18 +1,14 @@
 """The model in 8 bits: near the exact one, and a text's value its own whatever is beside it."""
 
-import warnings
 from pathlib import Path
 
 import numpy as np
 import onnx
 import onnxruntime
 import pytest
-import torch
 from onnx import TensorProto, helper, numpy_helper
-from torch import Tensor, nn
 
 from alinfik.distill.quantise import quantise
-from alinfik.distill.sketch import GradientSketch
 
 _WIDTH, _HIDDEN, _TARGETS = 64, 96, 3
 
@@ -125,30 +121,3 @@ def test_inputs_outputs_and_narrow_matrices_stay(models: tuple[Path, Path]) -> N
     assert {tensor.name for tensor in rounded.initializer} == read - {"states"} - {
         name for node in rounded.node for name in node.output
     }
-
-
-class _Sketched(nn.Module):
-    """A layer, of which a module of this package has more to say."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.layer = nn.Linear(_WIDTH, _HIDDEN, bias=False)
-        self.sketch = GradientSketch(_HIDDEN, 1)
-
-    def forward(self, states: Tensor) -> Tensor:
-        return self.sketch(self.layer(states), [self.layer(states)]).gradients
-
-
-def test_products_of_our_own_modules_stay_exact(tmp_path: Path) -> None:
-    path = tmp_path / "model.onnx"
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        program = torch.onnx.export(_Sketched(), (torch.randn(2, 3, _WIDTH),), verbose=False)
-    assert program is not None
-    program.save(path)
-    quantise(path, tmp_path / "quantised")
-    names = [node.op_type for node in onnx.load(tmp_path / "quantised").graph.node]
-    exact = [node.op_type for node in onnx.load(path).graph.node]
-    assert names.count("RoundedProduct") > 0
-    # By two projections, and of the two with each other.
-    assert names.count("MatMul") == exact.count("MatMul") - names.count("RoundedProduct") == 3

@@ -1,9 +1,8 @@
-"""What estimates together: a network, a bag of words, and token values that add up.
+"""What estimates together: a network, a bag of words, and products of gradients.
 
-States tell kinds of text apart; words, and what positions have of the gradients, tell texts of one
-kind apart. In: a network, a bag, and what each says of samples that it was not fitted to (stacking:
-Wolpert 1992). Out: a module that estimates labels by a weighted sum of all. Knows nothing of how
-they were fitted.
+States tell kinds of text apart; words, and products of gradients, tell texts of one kind apart. In:
+a network, a bag, and what each says of samples that it was not fitted to (stacking: Wolpert 1992).
+Out: a module that estimates labels by a weighted sum of all. Knows nothing of how they were fitted.
 """
 
 from dataclasses import replace
@@ -27,7 +26,7 @@ class Blend(nn.Module):
         network: for K targets.
         words: for the same, in the same tokens.
         scale: of the labels.
-        shares: [2 or 3, K], the network's, the bag's, and that of what token values add up to.
+        shares: [2 or 3, K], the network's, the bag's, and that of products of gradients.
     """
 
     def __init__(self, network: Proxy, words: Bag, scale: FittedScale, shares: Floats) -> None:

@@ -170,18 +170,21 @@ class Train(BaseSettings):
     size: Size = Field(
         default="large",
         description="how large a proxy: `small` is --backbone bag, to value tens of thousands of "
-        "samples a second; `medium` is encoder, quicker on a CPU than `large`, which is layers:N "
-        "with all layers of the LLM, agrees best with the labels and is meant for a GPU or a "
-        "patient CPU",
+        "samples a second; `medium` is encoder, quicker on a CPU than `large`, which is "
+        "gradients:N with all layers of the LLM, agrees best with the labels and is meant for a "
+        "GPU or a patient CPU",
     )
     backbone: (
-        Annotated[str, StringConstraints(pattern=r"^(bag|encoder(:.+)?|layers:[1-9]\d*)$")] | None
+        Annotated[
+            str, StringConstraints(pattern=r"^(bag|encoder(:.+)?|(layers|gradients):[1-9]\d*)$")
+        ]
+        | None
     ) = Field(
         default=None,
         description="what the proxy is made of, if not what --size says: `bag`, weights of "
         "tokens and their pairs; `encoder` or encoder:MODEL, a bidirectional encoder, MiniLM by "
-        "default; layers:N, the LLM's first N layers, or all of them and how wrong its predictions "
-        "are",
+        "default; layers:N, the LLM's first N layers; gradients:N, all of them, and backward "
+        "through the last N",
     )
     model: str | None = Field(
         default=None, description="where the LLM is now, if not where it was labelled with"

@@ -30,7 +30,6 @@ from alinfik.distill.strangeness import Strangeness
 from alinfik.distill.training_data import Training
 from alinfik.distill.values import Sums
 from alinfik.distill.words import shuffled
-from alinfik.v1 import LOSS_REDUCTION_MEAN
 
 Floats = NDArray[np.float64]
 
@@ -93,8 +92,7 @@ def distil(
     scales = (scales or learn_scales(known_data)).to(torch.device("cpu"))
     fold = folds(known_data.families, _FOLDS)
     encoder = Encoder(reading.tokenizer, reading.encoding)
-    mean = labels.manifest.labels.loss_reduction == LOSS_REDUCTION_MEAN
-    sums = Sums(labels.token_split, "mean" if mean else "sum")
+    sums = Sums(labels.token_split, labels.reduction)
     # Beside a network, words have no say in what a token is worth.
     taught = scales if network is None else replace(scales, tokens=None)
     words, found = fit_bag(known_data, taught, fold, encoder.vocabulary)
@@ -120,8 +118,8 @@ def distil(
     served = ServedModel(proxy, scales.samples, intervals, strangeness)
     tokens = None
     if scales.tokens is not None:
-        networks = network is not None and network.token_networks is not None
-        token_scale = None if networks else scales.tokens
+        told = network is not None and network.tells_tokens
+        token_scale = None if told else scales.tokens
         tokens = TokenModel(proxy, scales.samples, token_scale, sums).eval()
     return Distilled(served.eval(), tokens, reading, data, values)
 

@@ -18,11 +18,13 @@ from alinfik.command.progress import Advance
 from alinfik.distill.batches import memory_error
 from alinfik.distill.ceiling import ceilings
 from alinfik.distill.commands import Label
+from alinfik.distill.directions import Direction, factorised
 from alinfik.distill.disk import check_place
 from alinfik.distill.gradient_cache import GradientCache
 from alinfik.distill.labeller import Job
 from alinfik.distill.labels import LabelsWriter
 from alinfik.distill.llm import LLM
+from alinfik.distill.losses import Parameters
 from alinfik.distill.provenance import fingerprint_of, manifest_of
 from alinfik.distill.ray_shards import label_on_ray
 from alinfik.distill.recipe import Recipe
@@ -67,8 +69,11 @@ def label(settings: Label) -> None:
     missing = {number for number in range(shard_count) if not writer.has_shard(number)}
     if not missing and writer.is_finished():
         return
-    if missing:
+    gradients: dict[str, Parameters] = {}
+    if missing or not writer.has_directions():
         gradients = target_gradients(llm, recipe, targets, GradientCache(settings.cache))
+        writer.write_directions(_directions(llm, recipe, gradients))
+    if missing:
         job = Job.of(recipe, llm, gradients)
         with progress("label pool", pool.size) as advance:
             shards = _missing_shards(settings, missing, advance)
@@ -95,6 +100,16 @@ def recipe_of(settings: Label) -> Recipe:
         token_values=settings.token_values,
         batch_tokens=settings.batch_tokens,
     )
+
+
+def _directions(llm: LLM, recipe: Recipe, gradients: dict[str, Parameters]) -> dict[str, Direction]:
+    """Factorise the targets' gradients, but for tables of tokens: of these there are few uses."""
+    if recipe.adapter is not None:
+        return {}
+    tables = [llm.model.get_input_embeddings(), llm.model.get_output_embeddings()]
+    theirs = {id(value) for table in tables if table for value in table.parameters()}
+    left_out = [name for name, value in llm.model.named_parameters() if id(value) in theirs]
+    return factorised(list(gradients.values()), recipe.normalisation, left_out)
 
 
 def _measure_ceilings(

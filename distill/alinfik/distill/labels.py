@@ -3,6 +3,7 @@
     labels/
       run.json            settings, versions and fingerprint of the run that writes it
       part-00000.parquet  one row a sample, in the pool's order
+  directions.safetensors  what targets' gradients come to, for `gradients:N`
       manifest.json       the bundle manifest as far as labelling settles it; written last
 
 Columns: `id`, `provider`, `prompt`, `completion`, `group` (as read), `input_ids`,
@@ -12,7 +13,7 @@ token if labels are split by loss, one a token if by position; they reduce to th
 """
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +24,30 @@ from google.protobuf import json_format
 from numpy.typing import NDArray
 
 from alinfik.command import CommandError
+from alinfik.distill.directions import Directions, Kernel, load_directions, save_directions
 from alinfik.distill.disk import new_file, remove_leftovers
 from alinfik.distill.encoding import Encoded
 from alinfik.distill.samples import Row
+from alinfik.distill.settings import Normalisation, Reduction
 from alinfik.distill.values import TokenSplit
-from alinfik.v1 import TOKEN_SPLIT_LOSS, TOKEN_SPLIT_UNSPECIFIED, BundleManifest
+from alinfik.v1 import (
+    LOSS_REDUCTION_MEAN,
+    NORMALISATION_GLOBAL,
+    NORMALISATION_NONE,
+    NORMALISATION_TENSOR,
+    TOKEN_SPLIT_LOSS,
+    TOKEN_SPLIT_UNSPECIFIED,
+    BundleManifest,
+)
 
 MANIFEST = "manifest.json"
 RUN = "run.json"
+DIRECTIONS = "directions.safetensors"
+_NORMALISATIONS: dict[int, Normalisation] = {
+    NORMALISATION_NONE: "none",
+    NORMALISATION_GLOBAL: "global",
+    NORMALISATION_TENSOR: "tensor",
+}
 _TEXT_COLUMNS = ["id", "provider", "prompt", "completion", "group"]
 
 
@@ -75,7 +92,8 @@ class LabelsWriter:
         self._directory = directory
         directory.mkdir(parents=True, exist_ok=True)
         run = directory / RUN
-        for path in (run, directory / MANIFEST, directory / "part-*.parquet"):
+        scratch = MANIFEST, DIRECTIONS, "part-*.parquet"
+        for path in (run, *(directory / name for name in scratch)):
             remove_leftovers(path)
         if run.exists():
             _refuse_other_run(directory, json.loads(run.read_text())["fingerprint"], fingerprint)
@@ -88,9 +106,13 @@ class LabelsWriter:
         """Whether an earlier run has written shard ``number``."""
         return self._shard(number).exists()
 
+    def has_directions(self) -> bool:
+        """Whether an earlier run has written the targets' directions."""
+        return (self._directory / DIRECTIONS).exists()
+
     def is_finished(self) -> bool:
         """Whether an earlier run has written everything."""
-        return (self._directory / MANIFEST).exists()
+        return self.has_directions() and (self._directory / MANIFEST).exists()
 
     def write_shard(self, number: int, table: pa.Table) -> None:
         """Write shard ``number``; it is there whole or not at all.
@@ -100,6 +122,14 @@ class LabelsWriter:
         """
         with new_file(self._shard(number)) as scratch:
             pq.write_table(table, scratch, compression="zstd")
+
+    def write_directions(self, directions: Directions) -> None:
+        """Write the targets' directions.
+
+        Raises:
+            DiskFullError: there is no room for them.
+        """
+        save_directions(directions, self._directory / DIRECTIONS)
 
     def finish(self, manifest: BundleManifest) -> None:
         """Say that every shard is there."""
@@ -132,18 +162,20 @@ class Labels:
         manifest: encoding, language model, label settings and targets.
         model: the `--model` that the labels were made with.
         table: every row; see the module's list of columns.
+        directions: of the targets; none where an adapter's gradients count.
     """
 
     manifest: BundleManifest
     model: str
     table: pa.Table
+    directions: Directions = field(default_factory=dict)
 
     def __len__(self) -> int:
         return self.table.num_rows
 
     def take(self, indices: list[int]) -> "Labels":
         """Return the labels of some samples."""
-        return Labels(self.manifest, self.model, self.table.take(indices))
+        return replace(self, table=self.table.take(indices))
 
     @property
     def names(self) -> list[str]:
@@ -165,6 +197,17 @@ class Labels:
     def values(self) -> NDArray[np.float64]:
         """The labels, [N, K]."""
         return np.stack([self.table[f"label_{name}"].to_numpy() for name in self.names], axis=1)
+
+    @property
+    def reduction(self) -> Reduction:
+        """How token losses make a sample's."""
+        return "mean" if self.manifest.labels.loss_reduction == LOSS_REDUCTION_MEAN else "sum"
+
+    @property
+    def kernel(self) -> Kernel:
+        """What they are made with."""
+        normalisation = _NORMALISATIONS[self.manifest.labels.normalisation]
+        return Kernel(self.directions, normalisation, self.reduction)
 
     @property
     def token_split(self) -> TokenSplit:
@@ -210,4 +253,4 @@ def read_labels(directory: Path) -> Labels:
             f"{directory} should hold {manifest.labels.sample_count} labels and holds "
             f"{table.num_rows}: some part-*.parquet are missing, perhaps left out in copying"
         )
-    return Labels(manifest, model, table)
+    return Labels(manifest, model, table, load_directions(directory / DIRECTIONS))

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from alinfik.distill.backbones import Backbone, Read
-from alinfik.distill.token_networks import TokenNetworks
+from alinfik.distill.backbone import Backbone, Read
+from alinfik.distill.products import Products
 
 # Width of the pooled features' hidden layer, and of the scalars that describe a sample's length.
 _HIDDEN = 256
@@ -26,8 +26,8 @@ class Pooled:
 
     Attributes:
         mean: of the completion's states, [B, D].
-        probed: what the probe is linear in, [B, P] of P = 3 D + 2 + G: means of completion and
-            prompt, the deviation within the completion, the lengths, and the gradients.
+        probed: what the probe is linear in, [B, 3 D + 2]: means of completion and prompt, the
+            deviation within the completion, and the lengths.
         lengths: [B, 2], logarithms of the completion's and the prompt's tokens, centred.
     """
 
@@ -42,12 +42,11 @@ class Estimate:
 
     Attributes:
         samples: [B, K].
-        tokens: [B, T, K], of the tokens that have values, in their unit where networks tell them;
-            meaningless elsewhere.
+        tokens: [B, T, K], of the tokens that have values, in their unit where products of
+            gradients tell them; meaningless elsewhere.
         features: [B, F], what else describes a sample.
         lengths: [B, 2], logarithms of the completion's and the prompt's tokens, centred.
-        labels: [B, K], in their unit, what the values that networks tell add up to; None where
-            there are none.
+        labels: [B, K], in their unit, by products of gradients; None where there are none.
     """
 
     samples: Tensor
@@ -63,32 +62,27 @@ class Proxy(nn.Module):
     Args:
         backbone: gives states; see `alinfik.distill.backbones`.
         targets: K.
-
-    Attributes:
-        importance: [P], how much each input of the probe counts for; see `Backbone`.
     """
 
     def __init__(self, backbone: Backbone, targets: int) -> None:
         super().__init__()
         width = backbone.width
         self.backbone = backbone
-        self.importance = torch.cat(
-            [
-                backbone.importance.repeat(3),
-                torch.ones(_LENGTH_FEATURES),
-                backbone.gradient_importance,
-            ]
-        )
         self.token_head = nn.Linear(width, targets)
-        self.probe = nn.Linear(len(self.importance), targets)
+        self.probe = nn.Linear(3 * width + _LENGTH_FEATURES, targets)
         # Solved, not trained: see `alinfik.distill.probe`.
         self.probe.requires_grad_(requires_grad=False)
         nn.init.zeros_(self.probe.weight)
         nn.init.zeros_(self.probe.bias)
         # Set where it is trained: else it corrects nothing, at a price.
         self.correction: Correction | None = None
-        # In place of the token head, where the backbone tells of positions.
-        self.token_networks: TokenNetworks | None = None
+        # Where the backbone tells them.
+        self.products: Products | None = None
+
+    @property
+    def tells_tokens(self) -> bool:
+        """Whether it says token values in their unit: products do, of positions."""
+        return self.products is not None and self.products.sums.split == "position"
 
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor, completion_mask: Tensor
@@ -106,10 +100,11 @@ class Proxy(nn.Module):
         if self.correction is not None:
             samples = samples + self.correction(read.states, completion_mask, pooled.probed)
         rest = pooled.mean, pooled.lengths
-        if self.token_networks is None:
+        if self.products is None or read.products is None:
             return Estimate(samples, self.token_head(read.states), *rest)
-        tokens, sums = self.token_networks(read.positions), self.token_networks.sums
-        labels = sums.reduced(tokens, sums.counted(attention_mask, completion_mask))
+        tokens, labels = self.products(read.products, attention_mask)
+        if not self.tells_tokens:
+            tokens = self.token_head(read.states)
         return Estimate(samples, tokens, *rest, labels)
 
     def pooled(self, read: Read, attention_mask: Tensor, completion_mask: Tensor) -> Pooled:
@@ -123,10 +118,8 @@ class Proxy(nn.Module):
         away = (states - mean.unsqueeze(1)) * mask
         deviation = (away.square().sum(dim=1) / count + _LEAST_VARIANCE).sqrt()
         lengths = log_lengths(count, count_before)
-        probed = [mean, mean_before, deviation, lengths]
-        if read.gradients is not None:
-            probed.append(read.gradients)
-        return Pooled(mean=mean, probed=torch.cat(probed, dim=-1), lengths=lengths)
+        probed = torch.cat([mean, mean_before, deviation, lengths], dim=-1)
+        return Pooled(mean=mean, probed=probed, lengths=lengths)
 
 
 class Correction(nn.Module):

@@ -11,7 +11,6 @@ and two of 8 bits by 8 may pass these. With 7 they cannot, and the products are 
 CPU.
 """
 
-import ast
 from pathlib import Path
 
 import numpy as np
@@ -31,9 +30,6 @@ _LARGEST_WEIGHT = 63
 _LEAST_SCALE = 1e-12
 
 _MATRIX = 2
-
-# Where torch's exporter says which modules a node is inside of, and last which operator it was.
-_MODULES = "pkg.torch.onnx.class_hierarchy"
 
 Floats = NDArray[np.float64]
 
@@ -88,7 +84,7 @@ def quantise(model: Path, quantised: Path) -> None:
     nodes: list[onnx.NodeProto] = []
     rounded: set[str] = set()
     for node in graph.node:
-        if node.op_type != "MatMul" or node.input[1] not in matrices or _is_ours(node):
+        if node.op_type != "MatMul" or node.input[1] not in matrices:
             nodes.append(node)
             continue
         rows, matrix = node.input
@@ -115,15 +111,6 @@ def quantise(model: Path, quantised: Path) -> None:
 
 def _is_wide(tensor: onnx.TensorProto) -> bool:
     return len(tensor.dims) == _MATRIX and min(tensor.dims) >= _NARROWEST
-
-
-def _is_ours(node: onnx.NodeProto) -> bool:
-    """Whether a module of this package multiplies: most of 4,096 chances would be rounded away."""
-    for entry in node.metadata_props:
-        if entry.key == _MODULES:
-            *_, module, _ = ["", *ast.literal_eval(entry.value)]
-            return module.startswith("alinfik.")
-    return False
 
 
 def _rounded(name: str) -> list[str]:

@@ -77,9 +77,9 @@ def train(settings: Train) -> None:
     _check_parts(settings, parts, families, labels.rows)
     torch.manual_seed(settings.seed)
     source, llm = _llm(settings, labels)
-    family = settings.backbone or _family(settings.size, source)
-    if family == "bag" and settings.epochs:
-        raise TrainError("--epochs trains an encoder or layers:N; a bag has only regressions")
+    family = settings.backbone or _family(settings.size, source, labels)
+    if settings.epochs and family.partition(":")[0] in ("bag", "gradients"):
+        raise TrainError(f"--epochs trains an encoder or layers:N; {family} has only regressions")
     adapter = labels.manifest.language_model.adapter
     if adapter and family.startswith("layers") and settings.model is None:
         print(
@@ -87,7 +87,7 @@ def train(settings: Train) -> None:
             "without; --model takes a directory where the two are merged",
             file=sys.stderr,
         )
-    backbone, reading = build_backbone(family, source, llm)
+    backbone, reading = build_backbone(family, source, llm, labels.kernel)
     plan = Plan(
         epochs=settings.epochs,
         patience=settings.patience,
@@ -146,9 +146,9 @@ def _check_parts(
         )
 
 
-def _family(size: Size, llm: str) -> str:
+def _family(size: Size, llm: str, labels: Labels) -> str:
     if size == "large":
-        return f"layers:{layer_count(llm)}"
+        return f"{'gradients' if labels.directions else 'layers'}:{layer_count(llm)}"
     return {"small": "bag", "medium": "encoder"}[size]
 
 

@@ -18,7 +18,6 @@ from alinfik.distill.batches import Batch
 from alinfik.distill.encoding import Encoded, Encoder
 from alinfik.distill.labels import Labels
 from alinfik.distill.values import TokenSplit
-from alinfik.v1 import LOSS_REDUCTION_MEAN
 
 Floats = NDArray[np.float64]
 
@@ -72,7 +71,7 @@ def training_data(
     samples = encoder.encode(rows)
     if values:
         spans = Encoder(llm.tokenizer, llm.encoding).spans(rows), encoder.spans(rows)
-        mean = labels.manifest.labels.loss_reduction == LOSS_REDUCTION_MEAN
+        mean = labels.reduction == "mean"
         values = [
             _realigned(*one, split=labels.token_split, mean=mean)
             for one in zip(values, labels.samples, samples, *spans, strict=True)

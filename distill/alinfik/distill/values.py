@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-import torch
 from torch import Tensor
 
 from alinfik.distill.batches import Batch
@@ -35,13 +34,6 @@ class Sums:
         mask = counted.to(values.dtype).unsqueeze(-1)
         total = (values * mask).sum(dim=1)
         return total / mask.sum(dim=1) if self.reduction == "mean" else total
-
-    def told(self, positions: Tensor) -> Tensor:
-        """Return for every token the position [B, T, I] that its value is told by."""
-        if self.split == "position":
-            return positions
-        # A token's loss is that of the position before it.
-        return torch.cat([torch.zeros_like(positions[:, :1]), positions[:, :-1]], dim=1)
 
 
 @dataclass(frozen=True, slots=True)
