@@ -9,9 +9,11 @@ import torch
 
 from alinfik.command import CommandError, run
 from alinfik.distill.commands import Distill, Label
+from alinfik.distill.directions import DirectionsError
 from alinfik.distill.label import label
 from alinfik.distill.labels import LabelsError, read_labels
 from alinfik.distill.settings import Mode
+from tests.distill.conftest import write_rows
 from tests.support import skip_or_fail
 
 
@@ -46,6 +48,7 @@ def test_labels_say_what_they_are(settings: Label) -> None:
     assert labels.manifest.language_model.name == "tiny-llama"
     np.testing.assert_allclose(labels.values[:, 0], labels.values[:, 1], rtol=1e-5)
     assert sorted(path.name for path in settings.out.iterdir()) == [
+        "directions.safetensors",
         "manifest.json",
         *(f"part-{number:05d}.parquet" for number in range(4)),
         "run.json",
@@ -108,15 +111,45 @@ def test_a_copy_without_all_shards_is_refused(settings: Label) -> None:
         read_labels(settings.out)
 
 
-def test_a_run_that_names_its_targets_in_another_order_goes_on(settings: Label) -> None:
+def test_labels_made_before_there_were_directions_get_them(settings: Label) -> None:
+    label(settings)
+    directions = read_labels(settings.out).directions
+    assert directions["model.layers.0.mlp.up_proj.weight"].left.shape == (2, 48, 8)
+    assert not any("embed" in name for name in directions)
+    written = (settings.out / "manifest.json").stat().st_mtime_ns
+    (settings.out / "directions.safetensors").unlink()
+    assert not read_labels(settings.out).directions
+    label(settings)
+    found = read_labels(settings.out).directions
+    for name, direction in directions.items():
+        torch.testing.assert_close(found[name].left, direction.left)
+    # All else is as it was.
+    assert (settings.out / "manifest.json").stat().st_mtime_ns == written
+
+
+def test_directions_that_cannot_be_read_are_refused(settings: Label) -> None:
+    label(settings)
+    path = settings.out / "directions.safetensors"
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(DirectionsError, match=r"directions.safetensors cannot be read.*delete it"):
+        read_labels(settings.out)
+
+
+def test_a_run_that_names_its_targets_in_another_order_goes_on(
+    settings: Label, tmp_path: Path
+) -> None:
+    other = write_rows(tmp_path / "other.jsonl", 5, seed=7)
+    settings.target["again"] = str(other)
     label(settings)
     values = read_labels(settings.out).values
+    direction = read_labels(settings.out).directions["model.norm.weight"]
     (settings.out / "part-00002.parquet").unlink()
     (settings.out / "manifest.json").unlink()
     label(settings.model_copy(update={"target": dict(reversed(settings.target.items()))}))
     found = read_labels(settings.out)
     assert found.names == ["again", "gsm8k"]
     np.testing.assert_allclose(found.values, values[:, ::-1], rtol=1e-5)
+    torch.testing.assert_close(found.directions["model.norm.weight"].left, direction.left.flip(0))
 
 
 def test_a_file_in_the_way_is_told(settings: Label) -> None:

@@ -7,15 +7,17 @@ their factors, which `label` keeps beside the labels and `gradients:N` reads. Kn
 models.
 """
 
+import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
+from alinfik.command import CommandError
 from alinfik.distill.disk import new_file
 from alinfik.distill.losses import Parameters
 from alinfik.distill.settings import Normalisation, Reduction
@@ -24,6 +26,13 @@ _RANK = 8
 # Randomised factors are found among so many more, and refined so often.
 _SPARE = 8
 _REFINED = 2
+
+# What a file says beside the factors.
+_TARGETS = "targets"
+
+
+class DirectionsError(CommandError):
+    """Directions that cannot be read."""
 
 
 @dataclass(frozen=True)
@@ -109,21 +118,34 @@ def _factorised(gradients: Tensor) -> Direction:
     return Direction((left * sizes.unsqueeze(1))[..., :rank], right[..., :rank])
 
 
-def save_directions(directions: Directions, path: Path) -> None:
-    """Write directions; the file is there whole or not at all."""
+def save_directions(directions: Directions, targets: Sequence[str], path: Path) -> None:
+    """Write directions of ``targets``, in this order; the file is there whole or not at all."""
     tensors: dict[str, Tensor] = {}
     for name, direction in directions.items():
         tensors[f"{name}/left"] = direction.left.contiguous().cpu()
         tensors[f"{name}/right"] = direction.right.contiguous().cpu()
     with new_file(path) as scratch:
-        save_file(tensors, scratch)
+        save_file(tensors, scratch, {_TARGETS: json.dumps(list(targets))})
 
 
-def load_directions(path: Path) -> dict[str, Direction]:
-    """Read what `save_directions` wrote; nothing where there is no such file."""
-    try:
-        tensors = load_file(path)
-    except (FileNotFoundError, SafetensorError):
+def load_directions(targets: Sequence[str], path: Path) -> dict[str, Direction]:
+    """Read directions of ``targets``, in this order; none where there is no such file.
+
+    Raises:
+        DirectionsError: the file cannot be read, or is of other targets.
+    """
+    if not path.exists():
         return {}
+    try:
+        with safe_open(path, "pt") as file:
+            theirs: list[str] = json.loads(file.metadata()[_TARGETS])
+            order = [theirs.index(target) for target in targets]
+            keys: list[str] = file.keys()
+            tensors: dict[str, Tensor] = {key: file.get_tensor(key)[order] for key in keys}
+    except (OSError, SafetensorError, ValueError, LookupError, TypeError) as error:
+        raise DirectionsError(
+            f"{path} cannot be read ({error}); delete it, and run `alinfik-distill label` with the "
+            "same settings again to make it anew"
+        ) from error
     names = [key.removesuffix("/left") for key in tensors if key.endswith("/left")]
     return {name: Direction(tensors[f"{name}/left"], tensors[f"{name}/right"]) for name in names}

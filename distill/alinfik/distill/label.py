@@ -67,12 +67,15 @@ def label(settings: Label) -> None:
     )
     shard_count = math.ceil(pool.size / settings.shard_samples)
     missing = {number for number in range(shard_count) if not writer.has_shard(number)}
-    if not missing and writer.is_finished():
+    finished = not missing and writer.is_finished()
+    if finished and writer.has_directions():
         return
     gradients: dict[str, Parameters] = {}
     if missing or not writer.has_directions():
         gradients = target_gradients(llm, recipe, targets, GradientCache(settings.cache))
-        writer.write_directions(_directions(llm, recipe, gradients))
+        writer.write_directions(_directions(llm, recipe, gradients), list(gradients))
+    if finished:
+        return
     if missing:
         job = Job.of(recipe, llm, gradients)
         with progress("label pool", pool.size) as advance:

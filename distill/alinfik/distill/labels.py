@@ -13,6 +13,7 @@ token if labels are split by loss, one a token if by position; they reduce to th
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -106,13 +107,13 @@ class LabelsWriter:
         """Whether an earlier run has written shard ``number``."""
         return self._shard(number).exists()
 
+    def is_finished(self) -> bool:
+        """Whether an earlier run has written everything, but perhaps for directions."""
+        return (self._directory / MANIFEST).exists()
+
     def has_directions(self) -> bool:
         """Whether an earlier run has written the targets' directions."""
         return (self._directory / DIRECTIONS).exists()
-
-    def is_finished(self) -> bool:
-        """Whether an earlier run has written everything."""
-        return self.has_directions() and (self._directory / MANIFEST).exists()
 
     def write_shard(self, number: int, table: pa.Table) -> None:
         """Write shard ``number``; it is there whole or not at all.
@@ -123,13 +124,13 @@ class LabelsWriter:
         with new_file(self._shard(number)) as scratch:
             pq.write_table(table, scratch, compression="zstd")
 
-    def write_directions(self, directions: Directions) -> None:
-        """Write the targets' directions.
+    def write_directions(self, directions: Directions, targets: Sequence[str]) -> None:
+        """Write the targets' directions, in this order of targets.
 
         Raises:
             DiskFullError: there is no room for them.
         """
-        save_directions(directions, self._directory / DIRECTIONS)
+        save_directions(directions, targets, self._directory / DIRECTIONS)
 
     def finish(self, manifest: BundleManifest) -> None:
         """Say that every shard is there."""
@@ -228,6 +229,7 @@ def read_labels(directory: Path) -> Labels:
 
     Raises:
         LabelsError: it is none, the run that writes it has not finished, or shards are missing.
+        DirectionsError: the targets' directions cannot be read.
     """
     if not (directory / RUN).is_file():
         raise LabelsError(f"{directory} is no labels directory: it has no {RUN}")
@@ -244,7 +246,8 @@ def read_labels(directory: Path) -> Labels:
     except (OSError, pa.ArrowException) as error:
         raise LabelsError(f"{directory}: a shard cannot be read ({error})") from error
     # A run that was taken up again may have named its targets in another order.
-    schema = labels_schema([target.name for target in manifest.targets])
+    names = [target.name for target in manifest.targets]
+    schema = labels_schema(names)
     table = pa.concat_tables(
         [schema.empty_table(), *(shard.select(schema.names) for shard in shards)]
     )
@@ -253,4 +256,5 @@ def read_labels(directory: Path) -> Labels:
             f"{directory} should hold {manifest.labels.sample_count} labels and holds "
             f"{table.num_rows}: some part-*.parquet are missing, perhaps left out in copying"
         )
-    return Labels(manifest, model, table, load_directions(directory / DIRECTIONS))
+    directions = load_directions(names, directory / DIRECTIONS)
+    return Labels(manifest, model, table, directions)
