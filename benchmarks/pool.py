@@ -28,6 +28,7 @@ import numpy as np
 
 from alinfik.distill.commands import Label
 from alinfik.distill.label import label
+from alinfik.distill.labels import DIRECTIONS, MANIFEST
 from demo.models import smollm2
 
 DATA = Path("../shared/data")
@@ -67,7 +68,7 @@ def labelled_pool(data: Path, out: Path) -> Path:
     """Return the labels directory; what is missing of it is made."""
     write_pool(data, out)
     labels = out / "labels"
-    if not (labels / "manifest.json").exists():
+    if not all((labels / name).exists() for name in (MANIFEST, DIRECTIONS)):
         label(
             Label(
                 model=str(smollm2()),

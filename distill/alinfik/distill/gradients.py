@@ -58,8 +58,8 @@ class Gradients(Backbone):
     ) -> None:
         super().__init__(model)
         model.config.use_cache = False
-        nn.Module.requires_grad_(model, requires_grad=False)
-        self.head = head.requires_grad_(requires_grad=False)
+        model.requires_grad_(False)
+        self.head = head.requires_grad_(False)
         self._kernel = kernel
         self._layers = _layers(model, depth, names, kernel.directions)
         self._parts = [part for parts in self._layers.values() for part in parts]
