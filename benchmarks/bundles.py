@@ -1,7 +1,7 @@
 """Proxies distilled from the labels of `benchmarks.pool`, which benchmarks share and keep.
 
 A proxy is trained where `runs/benchmarks/bundles` does not hold it yet: on two cores a minute for
-`bag`, a few for `encoder`, ten for `layers:18` and twenty for `layers:30`.
+`bag`, a few for `encoder`, ten for `layers:18` and half an hour for `gradients:30`.
 """
 
 from collections.abc import Sequence

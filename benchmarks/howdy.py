@@ -80,7 +80,7 @@ def main() -> None:
     parser.add_argument(
         "--backbone",
         nargs="*",
-        default=["layers:30", "encoder", "bag"],
+        default=["gradients:30", "encoder", "bag"],
         help="proxies to rank by",
     )
     parser.add_argument("--skip-labels", action="store_true", help="no rankings by the model")

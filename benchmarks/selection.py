@@ -93,7 +93,7 @@ def main() -> None:
     """Run the benchmark."""
     parser = arguments(__doc__)
     parser.add_argument("--model", default=str(smollm2()), help="language model")
-    parser.add_argument("--backbone", default="layers:30", help="proxy to choose by")
+    parser.add_argument("--backbone", default="gradients:30", help="proxy to choose by")
     parser.add_argument("--rows", type=int, default=1000, help="rows to choose from, at most 1,000")
     parser.add_argument("--unseen", type=int, default=200, help="questions to measure losses on")
     parser.add_argument("--seeds", type=int, default=5, help="trainings a method, at least 2")

@@ -61,7 +61,7 @@ def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--model", default=str(smollm2()), help="language model")
     parser.add_argument(
-        "--backbone", nargs="*", default=["bag", "encoder", "layers:18", "layers:30"]
+        "--backbone", nargs="*", default=["bag", "encoder", "layers:18", "gradients:30"]
     )
     parser.add_argument("--labelled", type=int, default=60, help="samples to time labelling by")
     options = parser.parse_args()

@@ -16,14 +16,25 @@ from alinfik.distill.label import label
 from alinfik.distill.labels import Labels
 from alinfik.distill.llm import ModelError
 from alinfik.distill.measure import EvaluationError
+from alinfik.distill.settings import Size
 from alinfik.distill.splits import split
 from alinfik.distill.train import TrainError, train
 from tests.distill.conftest import write_rows
 
 
-def test_a_bag_is_not_trained_by_epochs(labels_directory: Path, tmp_path: Path) -> None:
-    with pytest.raises(TrainError, match="a bag has only regressions"):
-        train(Train(labels=labels_directory, out=tmp_path / "b", size="small", epochs=3))
+@pytest.mark.parametrize(("size", "family"), [("small", "bag"), ("large", "gradients:3")])
+def test_what_has_only_regressions_is_not_trained_by_epochs(
+    size: Size, family: str, labels_directory: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(TrainError, match=f"{family} has only regressions"):
+        train(Train(labels=labels_directory, out=tmp_path / "b", size=size, epochs=3))
+
+
+def test_no_way_back_without_directions(labels_directory: Path, tmp_path: Path) -> None:
+    other = Path(shutil.copytree(labels_directory, tmp_path / "labels"))
+    (other / "directions.safetensors").unlink()
+    with pytest.raises(ModelError, match=r"hold no directions.*or give layers:N"):
+        train(Train(labels=other, out=tmp_path / "b", backbone="gradients:2"))
 
 
 def test_labels_in_another_unit_are_refused_and_of_another_pool_told(

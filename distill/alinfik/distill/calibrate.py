@@ -129,6 +129,12 @@ class ServedModel(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return value, lower, upper [B, K] in the label's unit, and ood [B]."""
         estimate: Estimate = self.proxy(input_ids, attention_mask, completion_mask)
+        return self.told(estimate, input_ids, attention_mask)
+
+    def told(
+        self, estimate: Estimate, input_ids: Tensor, attention_mask: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return the same by the proxy's estimate."""
         value = self.scale.restore(estimate.samples)
         half_width = self.intervals(described(estimate), value)
         return (
@@ -164,6 +170,10 @@ class TokenModel(nn.Module):
         What the estimates of tokens lack to the sample's own is shared out evenly among them.
         """
         estimate: Estimate = self.proxy(input_ids, attention_mask, completion_mask)
+        return self.told(estimate, attention_mask, completion_mask)
+
+    def told(self, estimate: Estimate, attention_mask: Tensor, completion_mask: Tensor) -> Tensor:
+        """Return the same by the proxy's estimate."""
         counted = self._sums.counted(attention_mask, completion_mask)
         tokens = estimate.tokens
         if self.token_scale is not None:

@@ -20,6 +20,7 @@ from alinfik.command import CommandError
 from alinfik.distill.batches import Batch
 from alinfik.distill.calibrate import ServedModel, TokenModel
 from alinfik.distill.gradients import Gradients
+from alinfik.distill.proxy import Estimate
 
 INPUTS = ("input_ids", "attention_mask", "completion_mask")
 OUTPUTS = ("value", "lower", "upper", "ood")
@@ -80,34 +81,64 @@ def _run(
     return [np.asarray(output, dtype=np.float32) for output in session.run(list(outputs), feed)]
 
 
-def export_onnx(model: ServedModel, example: Batch, path: Path) -> None:
-    """Write ``model`` to ``path`` with dynamic batch and length.
+def export_onnx(
+    served: ServedModel, tokens: TokenModel | None, example: Batch, model: Path, explain: Path
+) -> None:
+    """Write what is served to ``model`` and what explains it, if it is given, to ``explain``.
 
-    Weights of more than 1.5 GiB are in a file beside it, `….data`.
+    Both have dynamic batch and length. Weights of more than 1.5 GiB are in a file beside each,
+    `….data`.
 
     Args:
-        model: in evaluation mode, on the CPU.
+        served: in evaluation mode, on the CPU.
+        tokens: of the same proxy.
         example: at least two samples of at least three tokens, to trace with.
-        path: the file to write.
-    """
-    _export(model, OUTPUTS, example, path)
-
-
-def export_tokens(model: TokenModel, example: Batch, path: Path) -> None:
-    """Write a model that gives token values, as `export_onnx` writes one that gives values.
+        model: the file to write.
+        explain: the other one.
 
     Raises:
-        ExportError: ONNX Runtime does not give what torch gives.
+        ExportError: ONNX Runtime does not give the token values that torch gives.
     """
-    _export(model, TOKEN_OUTPUTS, example, path)
-    with torch.no_grad():
-        expected = model(example.input_ids, example.attention_mask, example.completion_mask)
-    found = TokenOnnxModel(path).run(example)
+    parts = {model: OUTPUTS} if tokens is None else {model: OUTPUTS, explain: TOKEN_OUTPUTS}
+    # Both at once: to trace a large model takes minutes.
+    program = _program(_Whole(served, tokens).eval(), sum(parts.values(), ()), example)
+    whole = program.model
+    for path, kept in parts.items():
+        program.model = whole.clone()
+        graph = program.model.graph
+        graph.outputs[:] = [output for output in graph.outputs if output.name in kept]
+        common.RemoveUnusedNodesPass()(program.model)
+        program.save(path, external_data=False)
+    if tokens is not None:
+        _check_tokens(tokens, TokenOnnxModel(explain), example)
+
+
+@torch.no_grad()
+def _check_tokens(tokens: TokenModel, onnx: TokenOnnxModel, batch: Batch) -> None:
+    expected = tokens(*_inputs(batch))
     spread = max(float(expected.std()), 1e-12)
-    _check_parity(float(np.abs(found - expected.numpy()).max()) / spread)
+    _check_parity(float(np.abs(onnx.run(batch) - expected.numpy()).max()) / spread)
 
 
-def _export(model: nn.Module, outputs: tuple[str, ...], example: Batch, path: Path) -> None:
+class _Whole(nn.Module):
+    """What is served and what explains it, by one pass."""
+
+    def __init__(self, served: ServedModel, tokens: TokenModel | None) -> None:
+        super().__init__()
+        self.served = served
+        self.tokens = tokens
+
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor, completion_mask: Tensor
+    ) -> tuple[Tensor, ...]:
+        estimate: Estimate = self.served.proxy(input_ids, attention_mask, completion_mask)
+        told = self.served.told(estimate, input_ids, attention_mask)
+        if self.tokens is None:
+            return told
+        return *told, self.tokens.told(estimate, attention_mask, completion_mask)
+
+
+def _program(model: nn.Module, outputs: tuple[str, ...], example: Batch) -> torch.onnx.ONNXProgram:
     rows, tokens = torch.export.Dim("batch", min=1), torch.export.Dim("tokens", min=1)
     # The exporter tells its user how to name axes and which torchvision operators it lacks.
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
@@ -126,7 +157,7 @@ def _export(model: nn.Module, outputs: tuple[str, ...], example: Batch, path: Pa
     if program is None:
         raise ExportError("torch.onnx.export gave no program")
     _simplify(program.model)
-    program.save(path, external_data=False)
+    return program
 
 
 def _simplify(model: onnx_ir.Model) -> None:

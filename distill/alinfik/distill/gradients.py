@@ -80,21 +80,19 @@ class Gradients(Backbone):
             loss = self._loss(last, input_ids, completion_mask)
             outputs = [output for _, output in passed.values()]
             gradients = torch.autograd.grad(loss, outputs)
-        products: list[Tensor] = []
-        squares: list[Tensor] = []
-        # Projections of one state share its Gram matrix.
-        grams: dict[int, Tensor] = {}
+        tokens = input_ids.shape[1]
+        gram = _Grams()
+        told: list[tuple[Tensor, Tensor]] = []
         for (layer, (inputs, _)), gradient in zip(passed.items(), gradients, strict=True):
+            known = inputs.detach()
             for part in self._layers[layer]:
                 if isinstance(part, _Matrix):
-                    gram = grams.setdefault(id(inputs), inputs.detach() @ inputs.detach().mT)
-                    found = part(inputs.detach(), gradient, gram)
+                    told.append(part(known, gradient, gram.of(inputs)))
                 else:
-                    found = part(part.share(layer, inputs.detach(), gradient, input_ids.shape[1]))
-                products.append(found[0])
-                squares.append(found[1])
-        told = self._normalised(torch.stack(products, dim=-1), torch.stack(squares, dim=-1))
-        return Read(torch.cat([state.detach() for state in states], dim=-1), told)
+                    told.append(part(part.share(layer, known, gradient, tokens)))
+        products, squares = (torch.stack(one, dim=-1) for one in zip(*told, strict=True))
+        kept = torch.cat([state.detach() for state in states], dim=-1)
+        return Read(kept, self._normalised(products, squares))
 
     def _loss(self, last: Tensor, input_ids: Tensor, completion_mask: Tensor) -> Tensor:
         """Return the sum of the samples' losses."""
@@ -114,6 +112,21 @@ class Gradients(Backbone):
         if self._kernel.normalisation == "global":
             squares = squares.sum(dim=1, keepdim=True)
         return products * squares.clamp(min=_LEAST_SQUARE).rsqrt()[:, None, None]
+
+
+class _Grams:
+    """Gram matrices of layers' inputs in one pass, each made once: projections share theirs."""
+
+    def __init__(self) -> None:
+        self._made: dict[int, Tensor] = {}
+
+    def of(self, inputs: Tensor) -> Tensor:
+        """Return A Aᵀ [B, T, T] of inputs A [B, T, D], which outlive the pass."""
+        key = id(inputs)
+        if key not in self._made:
+            known = inputs.detach()
+            self._made[key] = known @ known.mT
+        return self._made[key]
 
 
 class _Matrix(nn.Module):

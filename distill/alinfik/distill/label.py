@@ -148,7 +148,7 @@ def _advice(target: Target) -> str:
     )
     if not enough:
         return f"{agreement}: its {size} samples are far too few, or of too many kinds"
-    limit = f"no proxy can be expected to exceed {target.ceiling_spearman:.3f}"
+    limit = f"these could agree with its kind's at {target.ceiling_spearman:.3f}"
     if size >= enough:
         return f"{agreement}, {limit}; {enough} samples would do, it has {size}"
     return f"{agreement}, {limit}; give it {enough} samples instead of {size}"

@@ -25,7 +25,6 @@ from alinfik.distill.export import (
     TokenOnnxModel,
     export_error,
     export_onnx,
-    export_tokens,
 )
 from alinfik.distill.fit import Plan
 from alinfik.distill.labels import Labels, read_labels
@@ -188,12 +187,11 @@ def _write_bundle(
     pad_id = reading.encoding.pad_id
     held_out = parts["held_out"]
     probe = pad(samples, held_out[:_PROBE_SAMPLES], pad_id)
-    export_onnx(served, probe, directory / files.MODEL)
+    export_onnx(served, distilled.tokens, probe, directory / files.MODEL, directory / files.EXPLAIN)
     onnx = OnnxModel(directory / files.MODEL)
     error = export_error(served, onnx, probe)
     of_tokens = [0.0] * len(labels.names)
     if distilled.tokens is not None:
-        export_tokens(distilled.tokens, probe, directory / files.EXPLAIN)
         explaining = TokenOnnxModel(directory / files.EXPLAIN)
         of_tokens = measure_tokens(explaining, distilled.data.take(held_out), pad_id)
 

@@ -394,7 +394,8 @@ class Target(_message.Message):
     """
     ceiling_spearman: _builtins.float
     """The highest rank correlation that a proxy can be expected to reach with the labels, since
-    another target of this size would have given others.
+    another target of this size would have given others. One that knows the target's own gradient,
+    as `gradients:N` does, can reach more.
     """
     recommended_sample_count: _builtins.int
     """How many samples the target should have for that to be 0.99."""
