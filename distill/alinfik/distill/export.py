@@ -27,8 +27,9 @@ OUTPUTS = ("value", "lower", "upper", "ood")
 TOKEN_OUTPUTS = ("token_values",)
 
 # Largest difference from torch, as a share of the values' spread, that may ship. float32 rounding
-# gives about 1e-6.
+# gives about 1e-6; single tokens', of the way back through thirty layers, up to 1e-3.
 PARITY_LIMIT = 1e-3
+TOKEN_PARITY_LIMIT = 1e-2
 # Of a value, the least that its spread is taken for: below it differences are rounding.
 _LEAST_SPREAD = 1e-3
 
@@ -117,7 +118,8 @@ def export_onnx(
 def _check_tokens(tokens: TokenModel, onnx: TokenOnnxModel, batch: Batch) -> None:
     expected = tokens(*_inputs(batch))
     spread = max(float(expected.std()), 1e-12)
-    _check_parity(float(np.abs(onnx.run(batch) - expected.numpy()).max()) / spread)
+    error = float(np.abs(onnx.run(batch) - expected.numpy()).max()) / spread
+    _check_parity(error, TOKEN_PARITY_LIMIT)
 
 
 class _Whole(nn.Module):
@@ -226,9 +228,9 @@ def export_error(model: ServedModel, onnx: OnnxModel, batch: Batch) -> float:
     return error
 
 
-def _check_parity(error: float) -> None:
-    if not error <= PARITY_LIMIT:
+def _check_parity(error: float, limit: float = PARITY_LIMIT) -> None:
+    if not error <= limit:
         raise ExportError(
             f"the exported model is {error:.2g} of the values' spread away from the trained one, "
-            f"more than {PARITY_LIMIT:g}; it is not written"
+            f"more than {limit:g}; it is not written"
         )
