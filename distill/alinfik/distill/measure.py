@@ -21,6 +21,9 @@ Floats = NDArray[np.float64]
 # Below this many samples a rank correlation says nothing.
 FEWEST_MEASURED = 8
 
+# Tokens a batch, padding included: two gigabytes where the way back starts at a vocabulary.
+_BATCH_TOKENS = 1024
+
 
 class EvaluationError(CommandError):
     """Labels that a bundle cannot be measured with."""
@@ -68,7 +71,7 @@ def predict(model: OnnxModel, samples: Sequence[Encoded], pad_id: int) -> Predic
     """Run the exported model over samples, in their order."""
     rows: list[tuple[Floats, ...]] = [()] * len(samples)
     with progress("value pool", len(samples)) as advance:
-        for batch in batched_by_length(samples, padded_tokens=2048, pad_id=pad_id):
+        for batch in batched_by_length(samples, padded_tokens=_BATCH_TOKENS, pad_id=pad_id):
             outputs = model.run(batch)
             for row, index in enumerate(batch.indices):
                 rows[index] = tuple(output[row] for output in outputs)
@@ -121,7 +124,7 @@ def measure_tokens(model: TokenOnnxModel, data: Training, pad_id: int) -> list[f
     found: list[Floats] = []
     labelled: list[Floats] = []
     with progress("explain held-out samples", len(data.samples)) as advance:
-        for batch in batched_by_length(data.samples, padded_tokens=2048, pad_id=pad_id):
+        for batch in batched_by_length(data.samples, padded_tokens=_BATCH_TOKENS, pad_id=pad_id):
             mask, values = token_targets(data, batch)
             found.append(model.run(batch)[mask.numpy()].astype(np.float64))
             labelled.append(values.double().numpy())

@@ -190,14 +190,14 @@ def _write_bundle(
     export_onnx(served, distilled.tokens, probe, directory / files.MODEL, directory / files.EXPLAIN)
     onnx = OnnxModel(directory / files.MODEL)
     error = export_error(served, onnx, probe)
+    unseen, unseen_samples = labels.take(held_out), [samples[index] for index in held_out]
+    predictions = predict(onnx, unseen_samples, pad_id)
+    del onnx  # of the largest, two in memory at once may be too many
+    metrics = measure(predictions, unseen, labels.take(known(parts)))
     of_tokens = [0.0] * len(labels.names)
     if distilled.tokens is not None:
         explaining = TokenOnnxModel(directory / files.EXPLAIN)
         of_tokens = measure_tokens(explaining, distilled.data.take(held_out), pad_id)
-
-    unseen, unseen_samples = labels.take(held_out), [samples[index] for index in held_out]
-    predictions = predict(onnx, unseen_samples, pad_id)
-    metrics = measure(predictions, unseen, labels.take(known(parts)))
     metrics.export_error = error
     for target, found in zip(metrics.targets, of_tokens, strict=True):
         target.token_spearman = found
