@@ -6,7 +6,8 @@ many samples and tokens a second ONNX Runtime values on all cores of this machin
 nearest lengths, tokenised ahead. Beside them, the same figures of labelling itself, by the same
 language model, without token values, which is the quickest that it goes.
 
-It takes eight minutes on two cores once the proxies are there (`benchmarks.bundles`). A table and a
+It takes eight minutes on two cores once the proxies are there (`benchmarks.bundles`), and some ten
+more for `gradients:30`. A table and a
 figure, `runs/benchmarks/speed_quality.svg`, and a JSON object as the last line:
 
     encoder_int8_speedup   tokens a second of the encoder in int8 over labelling's     >= 50

@@ -1,6 +1,6 @@
 """Going back through the last layers tells their share of labels."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -32,6 +32,7 @@ from tests.distill.tiny_llm import (
 )
 
 _TARGETS = 2
+DEFAULT: tuple[Normalisation, Reduction] = ("tensor", "mean")
 
 
 @pytest.fixture
@@ -50,15 +51,15 @@ def whole(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(directions, "_RANK", 1000)
 
 
-def _random_gradients(directory: Path, within: Sequence[str]) -> list[Parameters]:
-    """Targets' gradients of the parameters whose names have one of ``within``."""
+def _random_gradients(directory: Path, within: str = "layers.") -> list[Parameters]:
+    """Targets' gradients of the parameters whose names have ``within``."""
     model = AutoModelForCausalLM.from_pretrained(directory)
     torch.manual_seed(1)
     return [
         {
             name: torch.randn_like(value)
             for name, value in model.named_parameters()
-            if any(part in name for part in within)
+            if within in name
         }
         for _ in range(_TARGETS)
     ]
@@ -67,27 +68,25 @@ def _random_gradients(directory: Path, within: Sequence[str]) -> list[Parameters
 def _backbone(
     directory: Path,
     gradients: list[Parameters],
-    normalisation: Normalisation = "tensor",
-    reduction: Reduction = "mean",
+    kernel: tuple[Normalisation, Reduction] = DEFAULT,
     depth: int = 3,
 ) -> Backbone:
     llm = Reading(load_fast_tokenizer(str(directory)).backend_tokenizer, Encoding())
-    kernel = Kernel(factorised(gradients, normalisation), normalisation, reduction)
-    backbone, _ = build_backbone(f"gradients:{depth}", str(directory), llm, kernel)
+    towards = Kernel(factorised(gradients, kernel[0]), *kernel)
+    backbone, _ = build_backbone(f"gradients:{depth}", str(directory), llm, towards)
     assert backbone is not None
     return backbone
 
 
 def _compare(
+    backbone: Backbone,
     directory: Path,
+    gradients: list[Parameters],
     batch: Batch,
-    within: Sequence[str],
-    normalisation: Normalisation = "tensor",
-    reduction: Reduction = "mean",
-    depth: int = 3,
+    kernel: tuple[Normalisation, Reduction],
 ) -> None:
-    gradients = _random_gradients(directory, within)
-    backbone = _backbone(directory, gradients, normalisation, reduction, depth)
+    """Hold products of all layers against what reverse mode says of the same parameters."""
+    normalisation, reduction = kernel
     read = backbone(batch.input_ids, batch.attention_mask, batch.completion_mask)
     assert read.products.shape == (3, 7, _TARGETS, backbone.product_width)
     assert backbone.product_width == len(gradients[0])
@@ -122,7 +121,9 @@ def _compare(
 def test_all_layers_tell_their_share_of_labels_and_token_values(
     config: Callable[[], PreTrainedConfig], layers: str, batch: Batch, tmp_path: Path
 ) -> None:
-    _compare(write_llm(tmp_path / "llm", config()), batch, [layers])
+    directory = write_llm(tmp_path / "llm", config())
+    gradients = _random_gradients(directory, layers)
+    _compare(_backbone(directory, gradients), directory, gradients, batch, DEFAULT)
 
 
 @pytest.mark.usefixtures("whole")
@@ -131,12 +132,13 @@ def test_all_layers_tell_their_share_of_labels_and_token_values(
 def test_of_every_kernel(
     normalisation: Normalisation, reduction: Reduction, tiny_llm: Path, batch: Batch
 ) -> None:
-    _compare(tiny_llm, batch, ["layers."], normalisation, reduction)
+    gradients, kernel = _random_gradients(tiny_llm), (normalisation, reduction)
+    _compare(_backbone(tiny_llm, gradients, kernel), tiny_llm, gradients, batch, kernel)
 
 
 @pytest.mark.usefixtures("whole")
 def test_the_last_layer_alone(tiny_llm: Path, batch: Batch) -> None:
-    gradients = _random_gradients(tiny_llm, ["layers."])
+    gradients = _random_gradients(tiny_llm)
     read = _backbone(tiny_llm, gradients, depth=1)(
         batch.input_ids, batch.attention_mask, batch.completion_mask
     )
@@ -157,14 +159,14 @@ def test_few_directions_hold_most_of_a_gradient_of_few_tokens() -> None:
 
 def test_what_is_more_than_a_product_is_refused(tmp_path: Path) -> None:
     directory = write_llm(tmp_path / "llm", gemma2())
-    gradients = _random_gradients(directory, ["layers."])
+    gradients = _random_gradients(directory)
     with pytest.raises(ModelError, match=r"have a bias or a cap.* give layers:3"):
         _backbone(directory, gradients)
 
 
 def test_tokens_of_all_samples_in_one_row_are_refused(tmp_path: Path, batch: Batch) -> None:
     directory = write_llm(tmp_path / "llm", opt())
-    backbone = _backbone(directory, _random_gradients(directory, ["layers."]), depth=2)
+    backbone = _backbone(directory, _random_gradients(directory), depth=2)
     with pytest.raises(ModelError, match=r"in one row.* give layers:N"):
         backbone(batch.input_ids, batch.attention_mask, batch.completion_mask)
 

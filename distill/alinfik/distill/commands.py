@@ -171,8 +171,8 @@ class Train(BaseSettings):
         default="large",
         description="how large a proxy: `small` is --backbone bag, to value tens of thousands of "
         "samples a second; `medium` is encoder, quicker on a CPU than `large`, which is "
-        "gradients:N with all layers of the LLM, agrees best with the labels and is meant for a "
-        "GPU or a patient CPU",
+        "gradients:N with all layers of the LLM, agrees best with the labels, takes as long as "
+        "they do and is meant for a GPU or a patient CPU (layers:N for labels by an adapter)",
     )
     backbone: (
         Annotated[

@@ -62,16 +62,14 @@ class Gradients(Backbone):
         self.head = head.requires_grad_(False)
         self._kernel = kernel
         self._layers = _layers(model, depth, names, kernel.directions)
-        self._parts = [part for parts in self._layers.values() for part in parts]
-        if not self._parts:
+        self.parts = nn.ModuleList(part for parts in self._layers.values() for part in parts)
+        if not self.parts:
             raise ModelError(
                 f"the labels hold no directions of the last {depth} layers of the model: they are "
                 "of an adapter's or of other parameters, or were made before there were directions "
                 "(run `alinfik-distill label` with the same settings again); or give layers:N"
             )
-        for number, part in enumerate(self._parts):
-            self.add_module(f"part{number}", part)
-        self.product_width = len(self._parts)
+        self.product_width = len(self.parts)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, completion_mask: Tensor) -> Read:
         """Read a batch."""

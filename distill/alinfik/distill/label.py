@@ -73,6 +73,7 @@ def label(settings: Label) -> None:
     gradients: dict[str, Parameters] = {}
     if missing or not writer.has_directions():
         gradients = target_gradients(llm, recipe, targets, GradientCache(settings.cache))
+    if not writer.has_directions():
         writer.write_directions(_directions(llm, recipe, gradients), list(gradients))
     if finished:
         return

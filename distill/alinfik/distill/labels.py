@@ -3,7 +3,7 @@
     labels/
       run.json            settings, versions and fingerprint of the run that writes it
       part-00000.parquet  one row a sample, in the pool's order
-  directions.safetensors  what targets' gradients come to, for `gradients:N`
+      directions.safetensors  the targets' gradients in few directions, for `gradients:N`
       manifest.json       the bundle manifest as far as labelling settles it; written last
 
 Columns: `id`, `provider`, `prompt`, `completion`, `group` (as read), `input_ids`,

@@ -9,7 +9,7 @@ regressions do. Knows nothing of splits.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ from alinfik.distill.calibrate import Scales
 from alinfik.distill.llm import choose_dtype
 from alinfik.distill.products import fit_products
 from alinfik.distill.proxy import Estimate, Pooled, Proxy
-from alinfik.distill.ridge import Standardised
+from alinfik.distill.ridge import StandardisedRidge
 from alinfik.distill.training_data import Training, token_targets
 from alinfik.distill.values import Sums
 
@@ -45,7 +45,7 @@ def fit_probes(
     """
     read = _read(proxy, data, scales, batch_tokens, pad_id)
     labels = scales.samples.fit_labels(data.labels)
-    _set(proxy, Standardised(read.probed, labels, families=data.families), read.tokens)
+    _set(proxy, StandardisedRidge(read.probed, labels, families=data.families), read.tokens)
 
 
 def cross_fit(
@@ -71,9 +71,11 @@ def cross_fit(
         batch_tokens: tokens a batch, padding included.
         pad_id: fills batches up.
     """
+    if proxy.backbone.product_width and sums.split == "position":
+        scales = replace(scales, tokens=None)
     read = _read(proxy, data, scales, batch_tokens, pad_id)
     labels = scales.samples.fit_labels(data.labels)
-    ridge = Standardised(read.probed, labels, families=data.families)
+    ridge = StandardisedRidge(read.probed, labels, families=data.families)
     _set(proxy, ridge, read.tokens)
     samples = torch.tensor(ridge.unfitted(read.probed, labels, folds)).float()
     said = None
@@ -139,7 +141,7 @@ def _read(proxy: Proxy, data: Training, scales: Scales, batch_tokens: int, pad_i
 
 
 @torch.no_grad()
-def _set(proxy: Proxy, ridge: Standardised, tokens: "_Moments | None") -> None:
+def _set(proxy: Proxy, ridge: StandardisedRidge, tokens: "_Moments | None") -> None:
     proxy.probe.weight.copy_(torch.tensor(ridge.weight))
     proxy.probe.bias.copy_(torch.tensor(ridge.bias))
     if tokens is not None:

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from alinfik.distill.ridge import Standardised
+from alinfik.distill.ridge import StandardisedRidge
 from alinfik.distill.values import Sums
 
 Floats = NDArray[np.float64]
@@ -63,11 +63,11 @@ def fit_products(
     Returns:
         the function, and what it says of each sample when fitted without its fold, [N, K].
     """
-    found: list[Standardised] = []
+    found: list[StandardisedRidge] = []
     unfitted: list[Floats] = []
     for target in range(labels.shape[1]):
         own, wanted = products[:, target], labels[:, target : target + 1]
-        ridge = Standardised(own, wanted, families=families)
+        ridge = StandardisedRidge(own, wanted, families=families)
         found.append(ridge)
         unfitted.append(ridge.unfitted(own, wanted, folds))
     weight = np.concatenate([ridge.weight for ridge in found])

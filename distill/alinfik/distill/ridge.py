@@ -23,7 +23,7 @@ _LEAST = 1e-6
 _TRIED = 5000
 
 
-class Standardised:
+class StandardisedRidge:
     """A ridge regression of labels [N, K] on inputs [N, P], each that varies of variance 1.
 
     Args:
@@ -70,7 +70,7 @@ class Standardised:
         number = np.array(folds)
         for fold in set(folds):
             left_out = number == fold
-            rest = Standardised(inputs[~left_out], labels[~left_out], penalty=self.penalty)
+            rest = StandardisedRidge(inputs[~left_out], labels[~left_out], penalty=self.penalty)
             estimates[left_out] = rest.predict(inputs[left_out])
         return estimates
 
