@@ -25,6 +25,7 @@ intervals over seeds, and a JSON object as the last line, with for each setting,
     SETTING_proxy_gain_ratio   what the proxy's choice gains over random, over what the labels'
                                (tensor) gains                                             >= 0.85
     proxy_gain_ratio           the lower of the two
+    SETTING_proxy_overlap      share of the labels' choice that is the proxy's too
 """
 
 import copy
@@ -122,6 +123,7 @@ def main() -> None:
     trainer = Trainer(options.model, unseen[: options.unseen], llm.encoding.pad_id)
     own = np.array([row.provider == _TARGET for row in rows])
     drops: dict[str, dict[str, list[float]]] = {}
+    overlaps: dict[str, float] = {}
     methods = [one for one in METHODS if one in {*options.methods, "random", "tensor", "proxy"}]
     with progress("train", 2 * len(methods) * options.seeds) as advance:
         for setting, allowed in (("with", np.ones_like(own)), ("without", ~own)):
@@ -131,8 +133,10 @@ def main() -> None:
                 found[method].append(trainer.drop([material.samples[i] for i in chosen], seed))
                 advance(note=f"{setting} {method} {np.mean(found[method]):.4f}")
             report(setting, found)
+            by_labels, by_proxy = (choose(rankings[one], allowed, 0) for one in ("tensor", "proxy"))
+            overlaps[f"{setting}_proxy_overlap"] = float(np.isin(by_labels, by_proxy).mean())
     draw(drops, options.out / "selection.svg")
-    figures = summary(drops)
+    figures = summary(drops) | overlaps
     figures["minutes"] = (time.perf_counter() - begun) / 60
     print(json.dumps({name: round(value, 5) for name, value in figures.items()}))
 

@@ -115,3 +115,19 @@ def test_products_of_gradients_tell_labels_in_their_unit(
         torch.testing.assert_close(
             estimate.tokens.mean(dim=1) + proxy.products.bias, estimate.labels
         )
+
+
+def test_products_are_read_as_they_are_served(
+    llm: Path, data: Training, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In float32, whatever the processor multiplies: rounding is much of what they err by."""
+
+    def said(dtype: torch.dtype) -> np.ndarray:
+        monkeypatch.setattr("alinfik.distill.probe.choose_dtype", lambda *_: dtype)
+        scales, sums = Scales(FittedScale(data.labels), None), Sums("position", "mean")
+        proxy = _proxy(llm, "gradients:2")
+        found = cross_fit(proxy, data, scales, _FOLDS, sums, 512, 0)
+        assert found.labels is not None
+        return found.labels.numpy()
+
+    np.testing.assert_array_equal(said(torch.bfloat16), said(torch.float32))

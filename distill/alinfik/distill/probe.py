@@ -114,7 +114,9 @@ def _read(proxy: Proxy, data: Training, scales: Scales, batch_tokens: int, pad_i
     tokens = None
     if scales.tokens:
         tokens = _Moments(proxy.token_head.in_features + 1, targets, device)
-    half = choose_dtype("auto", device) == torch.bfloat16
+    # What is served reads in float32. Beside what errors remain with products, rounding counts:
+    # intervals that were found with it would hold too much.
+    half = products is None and choose_dtype("auto", device) == torch.bfloat16
 
     def read(batch: Batch) -> tuple[Read, Pooled]:
         here = batch.to(device)
