@@ -19,11 +19,9 @@ from tests.kafka.test_exactly_once import samples
 from tests.kafka.test_faults import flags
 from tests.server_process import running_server
 from tests.support import skip_or_fail
+from tests.tiny_bundle import write_tiny_bundle
 
 pytestmark = pytest.mark.kafka
-
-# Enough to be still under way when Kafka's tool, a Java program, has looked.
-_IN_MOTION = 90_000
 
 SAMPLE = {"id": "1", "provider": "p", "prompt": "How many?", "completion": "She sold 48 clips"}
 
@@ -94,22 +92,25 @@ def test_lag_agrees_with_kafka_consumer_groups(stream, tiny_bundle):
     assert described(stream) == {"0": ("300", "5"), "1": ("300", "0"), "2": ("0", "0")}
 
 
-def test_lag_in_motion_is_at_most_one_look_behind_kafkas_own(stream, tiny_bundle):
+def test_lag_in_motion_is_at_most_one_look_behind_kafkas_own(stream, tmp_path):
     """It only falls here, so what is said before Kafka's tool starts is no less than the tool's.
 
     And what it says is reached while there is still something to do: the metric is late, not stuck.
     """
-    send(stream.broker, stream.samples, samples(_IN_MOTION, stream.partitions))
-    with running(stream.settings(tiny_bundle)) as server:
+    # A minute's work, so that it is under way when Kafka's tool, a Java program, has looked.
+    slow = write_tiny_bundle(tmp_path / "bundle", loops=200_000)
+    pace = {"batch_tokens": 500, "workers": 1}
+    send(stream.broker, stream.samples, samples(30_000, partitions=1))
+    with running(stream.settings(slow, **pace)) as server:
         deadline = Deadline("the first transactions")
-        while None in lag(server, stream).values() or not described(stream):
+        while lag(server, stream)["0"] is None or not described(stream):
             deadline.check(str(lag(server, stream)))
-        before = lag(server, stream)
-        theirs = {p: int(behind) for p, (_, behind) in described(stream).items()}
-        assert all(0 < theirs[p] <= before[p] for p in theirs), (before, theirs)
-        while any((ours := lag(server, stream))[p] > theirs[p] for p in theirs):
+        before = lag(server, stream)["0"]
+        theirs = int(described(stream)["0"][1])
+        assert 0 < theirs <= before
+        while (ours := lag(server, stream)["0"]) > theirs:
             deadline.check(str(ours))
-        assert sum(ours.values()) > 0
+        assert ours > 0
 
 
 def test_a_transactions_marker_is_no_lag(stream, tiny_bundle):
