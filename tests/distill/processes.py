@@ -1,6 +1,7 @@
 """`alinfik-distill` in processes that begin with torch loaded: ten seconds less for each."""
 
 import multiprocessing
+import signal
 import sys
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
@@ -25,5 +26,7 @@ def started(arguments: list[str], messages: Path) -> ForkServerProcess:
 
 
 def _main(arguments: list[str], messages: Path) -> None:
+    # Tests that a shell runs in the background ignore interrupts, and so would this.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     with messages.open("w") as sys.stderr:
         run(Distill, arguments)
