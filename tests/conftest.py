@@ -1,5 +1,6 @@
 """What tests of several folders share."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,6 +9,9 @@ import pytest
 
 from tests.server_process import ServerProcess, running_server
 from tests.tiny_bundle import write_tiny_bundle
+
+# Nothing comes from the hub; where it cannot be reached it would be asked again and again.
+os.environ["HF_HUB_OFFLINE"] = "1"
 
 # How long an example takes is the machine's affair, and the first one loads libraries.
 hypothesis.settings.register_profile("alinfik", deadline=None)
