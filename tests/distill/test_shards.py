@@ -1,6 +1,7 @@
 """The same labels and the same files, whoever computes them."""
 
 import os
+import resource
 import signal
 import time
 from multiprocessing.context import ForkServerProcess
@@ -9,12 +10,15 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
+import torch
 
+from alinfik.command import FailedError
 from alinfik.distill.commands import Label
 from alinfik.distill.label import label, recipe_of
 from alinfik.distill.labeller import Job
 from alinfik.distill.labels import read_labels
 from alinfik.distill.llm import ModelError, choose_device
+from alinfik.distill.shards import label_in_processes, local_devices
 from tests.distill.conftest import write_rows
 from tests.distill.processes import started
 
@@ -117,6 +121,19 @@ def test_a_worker_that_dies_is_told(settings: Label, tmp_path: Path) -> None:
     assert process.exitcode == 1
     assert "a labelling worker died" in last_message(tmp_path)
     assert "Traceback" not in (tmp_path / "messages").read_text()
+
+
+def test_too_little_shared_memory_is_told(settings: Label) -> None:
+    job = Job(recipe_of(settings), "0" * 64, {}, {"gsm8k": torch.zeros(1_000_000)})
+    workers = label_in_processes(job, [], local_devices(2), lambda _units=1, _note="": None)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    # Of the files there too.
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, before[1]))
+    try:
+        with pytest.raises(FailedError, match="gradients, 4 MB, do not fit into shared memory"):
+            next(workers)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def test_a_worker_with_another_model_is_refused(settings: Label) -> None:

@@ -63,8 +63,10 @@ def label_in_processes(
     """Value shards in a process a device; at most two shards a device are in memory.
 
     Raises:
-        FailedError: a worker died, as it does when the machine runs out of memory.
+        FailedError: a worker died, as it does when the machine runs out of memory; or shared
+            memory has no room for the targets' gradients, as in a container.
     """
+    _share(job)
     # Imports take ten seconds: once for all workers.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])
@@ -100,6 +102,20 @@ def label_in_processes(
             for child in multiprocessing.active_children():
                 child.terminate()
             raise
+
+
+def _share(job: Job) -> None:
+    """Move the gradients to where workers read them too."""
+    try:
+        for gradient in job.gradients.values():
+            gradient.share_memory_()
+    except RuntimeError as error:
+        size = sum(gradient.nbytes for gradient in job.gradients.values())
+        raise FailedError(
+            f"the targets' gradients, {size / 1e6:,.0f} MB, do not fit into shared memory "
+            "(/dev/shm), from which several workers read them; give it more, as a container's "
+            f"--shm-size does, or --workers 1 ({error})"
+        ) from error
 
 
 # Of a worker's process: what `_start` was given.
