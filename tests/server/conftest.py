@@ -9,7 +9,7 @@ from tests.tiny_bundle import write_tiny_bundle
 
 @pytest.fixture(scope="session")
 def slow_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A bundle whose every batch takes a fifth of a second or more."""
+    """A bundle whose every batch takes a tenth of a second or so, or more."""
     return write_tiny_bundle(tmp_path_factory.mktemp("slow") / "bundle", loops=200_000)
 
 

@@ -92,10 +92,10 @@ def test_a_deadline_that_passes_in_the_queue_keeps_the_sample_from_the_model(
 ) -> None:
     async def main() -> None:
         async with engine_of(slow_bundle, batch_tokens=1) as (engine, registry):
-            *ahead, late, other = texts_of(8)
+            *ahead, late, other = texts_of(22)
             first = asyncio.create_task(score(engine, *ahead))
             await in_model(registry)
-            # Those ahead take 1.2 seconds, and on a slow machine, which tokenises late, more.
+            # Those ahead take seconds, and on a slow machine, which tokenises late, more.
             soon = asyncio.get_running_loop().time() + 0.5
             with pytest.raises(TimeoutError):
                 await score(engine, late, deadline=soon)

@@ -148,10 +148,10 @@ def test_a_call_that_ends_on_the_way_has_the_stages_that_it_came_to(reached: int
 def test_a_call_whose_time_is_up_in_the_queue_never_came_to_the_model(slow_bundle: Path) -> None:
     async def main() -> None:
         async with engine_of(slow_bundle, batch_tokens=1) as (engine, registry):
-            *ahead, late = texts_of(9)
+            *ahead, late = texts_of(21)
             running = asyncio.create_task(score(engine, *ahead))
             await in_model(registry)
-            # Those ahead take 1.6 seconds, and on a slow machine, which tokenises late, more.
+            # Those ahead take seconds, and on a slow machine, which tokenises late, more.
             soon = asyncio.get_running_loop().time() + 0.5
             with (
                 spans_kept() as kept,
