@@ -16,10 +16,10 @@ does. Methods:
 
 AdamW, batches of 8 samples in an order of the seed's, learning rate 1e-5 after a linear warm-up;
 float32 weights, bfloat16 products where the hardware has them. With 1,000 rows and five seeds it
-takes three hours on two cores, and an hour with `--rows 400 --unseen 60 --methods bm25
-minilm`. A table and a figure, `runs/benchmarks/selection.svg`, of how much the loss fell with 90 %
-intervals over seeds, and a JSON object as the last line, with for each setting, `with_` and
-`without_` the own domain:
+takes three hours on two cores, one with `--unseen 60 --methods bm25 minilm`, and a third of that
+with `--rows 400`. A table and a figure, `runs/benchmarks/selection.svg`, of how much the loss fell
+with 90 % intervals over seeds, and a JSON object as the last line, with for each setting, `with_`
+and `without_` the own domain:
 
     SETTING_METHOD_drop        mean drop of the target's loss, nats
     SETTING_proxy_gain_ratio   what the proxy's choice gains over random, over what the labels'
